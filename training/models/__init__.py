@@ -1,0 +1,1 @@
+"""Network definitions, and finding the one that a name means."""

@@ -1,0 +1,200 @@
+"""Places that images are read from: folders, archives and scikit-learn's digits.
+
+Archives are never extracted: members are read in place, so a hostile path in one can write nothing.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from abc import ABC, abstractmethod
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+import numpy as np
+from PIL import Image
+
+from trtdeploy.errors import DataError, RuntimeUnavailableError
+from trtdeploy.preprocessing import open_image
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
+
+
+class ImageStore(ABC):
+    """Images by path, readable from several threads at once.
+
+    Attributes:
+        name: What messages call it.
+        files: Paths of the image files, relative, with forward slashes, sorted.
+        folders: Paths of all folders that are known, the empty ones included.
+    """
+
+    def __init__(self, name: str, files: list[str], folders: set[str]) -> None:
+        self.name = name
+        self.files = sorted(path for path in files if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES)
+        self.folders = folders | {str(parent) for path in files for parent in PurePosixPath(path).parents}
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """Return the bytes of one file."""
+
+    def image(self, path: str) -> Image.Image:
+        """Decode one image.
+
+        Raises:
+            DataError: It is missing, truncated or no image; the message names it.
+        """
+        try:
+            return open_image(self.read(path))
+        except (DataError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            reason = error.message if isinstance(error, DataError) else str(error)
+            raise DataError(f"{self.name}: {path}: {reason}", hint="Replace or remove this file.") from error
+
+    def close(self) -> None:  # noqa: B027 - most stores hold nothing open
+        """Release what the store holds open."""
+
+
+class FolderStore(ImageStore):
+    """A folder tree on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        files: list[str] = []
+        folders: set[str] = set()
+        for folder, subfolders, names in os.walk(root, followlinks=True):
+            relative = Path(folder).relative_to(root)
+            files += [(relative / name).as_posix() for name in names if not name.startswith(".")]
+            folders |= {(relative / name).as_posix() for name in subfolders if not name.startswith(".")}
+        super().__init__(str(root), files, folders)
+
+    def read(self, path: str) -> bytes:
+        return (self._root / path).read_bytes()
+
+
+class ZipStore(ImageStore):
+    """A .zip archive."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{path} is not a zip archive: {error}.") from error
+        entries = self._archive.infolist()
+        super().__init__(
+            str(path),
+            [entry.filename for entry in entries if not entry.is_dir()],
+            {entry.filename.rstrip("/") for entry in entries if entry.is_dir()},
+        )
+
+    def read(self, path: str) -> bytes:
+        return self._archive.read(path)
+
+    def close(self) -> None:
+        self._archive.close()
+
+
+class TarStore(ImageStore):
+    """A .tar archive, plain or compressed; a compressed one is expanded into an unnamed temporary file first."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = _plain_stream(path)
+        members: dict[str, tuple[int, int]] = {}
+        folders: set[str] = set()
+        try:
+            with tarfile.open(fileobj=self._stream, mode="r:") as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    if member.isdir():
+                        folders.add(name)
+                    elif member.isfile():
+                        members[name] = (member.offset_data, member.size)
+        except (tarfile.TarError, EOFError) as error:
+            self._stream.close()
+            raise DataError(f"{path} is not a complete tar archive: {error}.") from error
+        self._members = members
+        super().__init__(str(path), list(members), folders)
+
+    def read(self, path: str) -> bytes:
+        offset, size = self._members[path]
+        content = os.pread(self._stream.fileno(), size, offset)
+        if len(content) != size:
+            raise DataError(f"the archive ends after {len(content)} of {size} bytes.")
+        return content
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class DigitsStore(ImageStore):
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels (UCI optical recognition test set), as grey images."""
+
+    def __init__(self) -> None:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise RuntimeUnavailableError(
+                "The dataset 'digits' ships with scikit-learn, which is not installed.",
+                hint="pip install 'trtdeploy[training]'",
+            ) from error
+        digits = load_digits()
+        # 0..16 grey levels in the source
+        self._images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        self._index = {f"all/{label}/{index:04d}.png": index for index, label in enumerate(digits.target)}
+        super().__init__("digits", list(self._index), set())
+
+    def read(self, path: str) -> bytes:
+        raise DataError("digits has no files")
+
+    def image(self, path: str) -> Image.Image:
+        return Image.fromarray(self._images[self._index[path]])
+
+
+def open_store(source: str | Path) -> ImageStore:
+    """Open ``digits``, a folder, or a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz archive.
+
+    Raises:
+        DataError: There is no such file, or it is of another kind.
+    """
+    if str(source) == "digits":
+        return DigitsStore()
+    path = Path(source)
+    if path.is_dir():
+        return FolderStore(path)
+    if not path.is_file():
+        raise DataError(f"There is no dataset at {path}.", hint="Give 'digits', a folder, or a .zip or .tar archive.")
+    if path.suffix == ".zip":
+        return ZipStore(path)
+    if ".tar" in path.suffixes or path.suffix in (".tgz", ".txz"):
+        return TarStore(path)
+    raise DataError(
+        f"{path} is neither a folder nor a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz archive.",
+        hint="Give 'digits', a folder, or an archive of <split>/<class>/*.jpg.",
+    )
+
+
+def _plain_stream(path: Path) -> IO[bytes]:
+    openers: dict[str, Any] = {
+        ".xz": lzma.open,
+        ".txz": lzma.open,
+        ".gz": gzip.open,
+        ".tgz": gzip.open,
+        ".bz2": bz2.open,
+    }
+    opener = openers.get(path.suffix)
+    if opener is None:
+        return path.open("rb")
+    plain = tempfile.TemporaryFile(prefix="trtdeploy-dataset-")  # noqa: SIM115 - the caller closes it
+    try:
+        with cast(IO[bytes], opener(path)) as compressed:
+            shutil.copyfileobj(compressed, plain, 1 << 20)
+    except (lzma.LZMAError, EOFError, OSError) as error:
+        plain.close()
+        raise DataError(f"{path} cannot be decompressed: {error}.") from error
+    plain.seek(0)
+    return plain

@@ -1,0 +1,109 @@
+"""Atomic writes, digests and locks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
+
+from trtdeploy.errors import TrtDeployError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path`` and rename it into place when the block ends without an error.
+
+    Readers see the old content or the new one, never a part. The content is on disk before it gets its name. On any
+    error, Ctrl-C included, the temporary file is removed and ``path`` is as it was.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, _mode_for_new_file(target))
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def atomic_write(path: str | Path, content: bytes | str) -> None:
+    """Replace the content of ``path`` as a whole; text is written as UTF-8."""
+    with atomic_writer(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Return the hexadecimal SHA-256 of ``content``."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """Return the hexadecimal SHA-256 of a file without holding it in memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: str | Path, *, timeout_s: float = 60.0) -> Iterator[None]:
+    """Hold the lock of ``path`` (a file ``.<name>.lock`` beside it) against other threads and processes.
+
+    The operating system releases it when its holder dies. The lock file itself is left in place: removing it would
+    let two holders lock two different files of the same name.
+
+    Raises:
+        TrtDeployError: Somebody else held it for longer than ``timeout_s`` seconds.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = target.with_name(f".{target.name}.lock")
+    lock = FileLock(lock_path, thread_local=False, is_singleton=False)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout as error:
+        raise TrtDeployError(
+            f"{target} stayed locked by another process or thread for {timeout_s:g} s.",
+            hint=f"Wait for it to finish; the lock is {lock_path}.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _mode_for_new_file(target: Path) -> int:
+    """Return the mode of the file to be replaced, else what ``open`` would have given a new one."""
+    try:
+        return target.stat().st_mode & 0o777
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask

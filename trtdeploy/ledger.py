@@ -1,0 +1,271 @@
+"""The accuracy ledger: the same samples and the same metric at every stage from the float model to the served one.
+
+``ledger.json`` holds one record per stage; beside it, ``ledger.<stage>.npz`` holds that stage's outputs per sample, so
+that any two stages can be compared sample by sample.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trtdeploy.errors import LedgerError
+from trtdeploy.files import atomic_write, locked, sha256_bytes
+from trtdeploy.statistics import Interval, wilson_percent
+
+Stage = Literal["float", "ptq", "qat", "onnx", "plan", "served"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class StageOutputs:
+    """What one stage answered.
+
+    Attributes:
+        ids: One identifier per sample, ``(N,)``.
+        labels: The true class index of each sample, ``(N,)``.
+        logits: The model's outputs, ``(N, classes)`` float32.
+    """
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        if n == 0 or self.labels.shape != (n,) or self.logits.ndim != 2 or len(self.logits) != n:
+            raise LedgerError(
+                f"{n} ids, labels {list(self.labels.shape)} and logits {list(self.logits.shape)} do not belong "
+                "together; expected N ids, N labels and N rows of class scores."
+            )
+        broken = int((~np.isfinite(self.logits)).any(axis=1).sum())
+        if broken:
+            raise LedgerError(
+                f"The model's answer to {broken} of {n} samples is not finite (NaN or infinity): "
+                "an accuracy computed from it would mean nothing.",
+                hint="Look for a division by zero, an overflow in half precision, or a scale of 0.",
+            )
+
+    @property
+    def predictions(self) -> NDArray[np.int64]:
+        """The class with the highest score, ``(N,)``."""
+        return np.argmax(self.logits, axis=1).astype(np.int64)
+
+    @property
+    def top1(self) -> Interval:
+        """Correct answers in percent, with the 95% Wilson interval."""
+        return wilson_percent(int((self.predictions == self.labels).sum()), len(self.ids))
+
+    def agreement(self, other: StageOutputs) -> float:
+        """Percent of samples to which both stages give the same answer.
+
+        Raises:
+            LedgerError: The samples are not the same.
+        """
+        if self.ids != other.ids or not np.array_equal(self.labels, other.labels):
+            raise LedgerError(
+                f"The stages saw different samples ({len(self.ids)} and {len(other.ids)}); they cannot be compared.",
+                hint="Use the same dataset and split seed for every stage, or start a new ledger.",
+            )
+        return 100 * float((self.predictions == other.predictions).mean())
+
+    def to_npz(self) -> bytes:
+        """Serialize without pickle."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, ids=np.asarray(self.ids, dtype=np.str_), labels=self.labels, logits=self.logits)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_npz(cls, content: bytes) -> StageOutputs:
+        """Read what ``to_npz`` wrote."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return cls(
+                ids=tuple(arrays["ids"].tolist()),
+                labels=arrays["labels"].astype(np.int64),
+                logits=arrays["logits"].astype(np.float32),
+            )
+
+
+class StageRecord(BaseModel):
+    """One stage in ``ledger.json``.
+
+    Attributes:
+        n: Number of samples.
+        top1: Correct answers in percent with the 95% interval.
+        agreement: Percent of samples with the previous recorded stage's answer; None for the first.
+        agreement_with_float: The same against the ``float`` stage, where there is one.
+        seconds: Wall time of the evaluation.
+        latency_ms: Median time of one request of one sample, where it was measured.
+        source: Where the outputs came from: file, command, server, versions.
+        outputs: File with the outputs per sample, beside the ledger.
+        outputs_sha256: Its digest.
+        recorded_at: UTC time, ISO 8601.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    n: int
+    top1: Interval
+    agreement: float | None
+    agreement_with_float: float | None
+    seconds: float
+    latency_ms: float | None = None
+    source: dict[str, Any]
+    outputs: str
+    outputs_sha256: str
+    recorded_at: str
+
+
+class _LedgerFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    dataset: dict[str, Any]
+    stages: dict[Stage, StageRecord]
+
+
+class Ledger:
+    """A ledger on disk. Every call reads the file anew, so several processes may record into one ledger.
+
+    Args:
+        path: The JSON file; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def stages(self) -> Mapping[Stage, StageRecord]:
+        """The recorded stages, in the order of ``STAGES``.
+
+        Raises:
+            LedgerError: The file is not a ledger.
+        """
+        stages = self._read().stages
+        return {stage: stages[stage] for stage in STAGES if stage in stages}
+
+    def outputs(self, stage: Stage) -> StageOutputs:
+        """Return what a recorded stage answered.
+
+        Raises:
+            LedgerError: The stage is not recorded, or its outputs were changed afterwards.
+        """
+        stages = self.stages
+        if stage not in stages:
+            raise LedgerError(f"{self.path} has no stage {stage!r}; it has {list(stages)}.")
+        return self._load_outputs(stages[stage])
+
+    def record(
+        self,
+        stage: Stage,
+        outputs: StageOutputs,
+        *,
+        seconds: float,
+        source: Mapping[str, Any],
+        dataset: Mapping[str, Any],
+        latency_ms: float | None = None,
+    ) -> StageRecord:
+        """Add a stage, or replace it, and bring every stage's agreement up to date.
+
+        Args:
+            stage: One of ``STAGES``.
+            outputs: What the stage answered.
+            seconds: Wall time of the evaluation.
+            source: Where the outputs came from.
+            dataset: Name and fingerprint of the dataset; the same for all stages.
+            latency_ms: Median time of one request of one sample.
+
+        Raises:
+            LedgerError: The ledger holds other samples, or a metric is not finite.
+        """
+        if stage not in STAGES:
+            raise LedgerError(f"{stage!r} is no stage; the stages are {', '.join(STAGES)}.")
+        content = outputs.to_npz()
+        with locked(self.path):
+            ledger = self._read() if self.path.exists() else _LedgerFile(dataset=dict(dataset), stages={})
+            if ledger.stages and dict(dataset) != ledger.dataset:
+                raise LedgerError(
+                    f"{self.path} belongs to dataset {ledger.dataset}, not to {dict(dataset)}.",
+                    hint="Use the same data and split seed, or another ledger.",
+                )
+            try:
+                record = StageRecord(
+                    n=len(outputs.ids),
+                    top1=outputs.top1,
+                    agreement=None,
+                    agreement_with_float=None,
+                    seconds=round(seconds, 3),
+                    latency_ms=latency_ms,
+                    source=dict(source),
+                    outputs=f"{self.path.stem}.{stage}.npz",
+                    outputs_sha256=sha256_bytes(content),
+                    recorded_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                )
+            except ValidationError as error:
+                raise LedgerError(f"Stage {stage!r} cannot be recorded: {error}") from error
+            ledger.dataset = dict(dataset)
+            ledger.stages[stage] = record
+            ledger.stages = self._with_agreements(ledger.stages, {stage: outputs})
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(self.path.with_name(record.outputs), content)
+            atomic_write(self.path, json.dumps(ledger.model_dump(mode="json"), indent=2) + "\n")
+            return ledger.stages[stage]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a manifest carries of the ledger: top-1 and number of samples per stage."""
+        return {stage: {"n": record.n, "top1": record.top1.value} for stage, record in self.stages.items()}
+
+    def _with_agreements(
+        self, stages: Mapping[Stage, StageRecord], fresh: Mapping[Stage, StageOutputs]
+    ) -> dict[Stage, StageRecord]:
+        updated: dict[Stage, StageRecord] = {}
+        baseline: StageOutputs | None = None
+        previous: StageOutputs | None = None
+        for stage in STAGES:
+            if stage not in stages:
+                continue
+            outputs = fresh[stage] if stage in fresh else self._load_outputs(stages[stage])
+            if stage == "float":
+                baseline = outputs
+            updated[stage] = stages[stage].model_copy(
+                update={
+                    "agreement": outputs.agreement(previous) if previous is not None else None,
+                    "agreement_with_float": outputs.agreement(baseline) if baseline is not None else None,
+                }
+            )
+            previous = outputs
+        return updated
+
+    def _load_outputs(self, record: StageRecord) -> StageOutputs:
+        path = self.path.with_name(Path(record.outputs).name)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise LedgerError(f"{path}, which {self.path} refers to, cannot be read: {error}.") from error
+        if sha256_bytes(content) != record.outputs_sha256:
+            raise LedgerError(
+                f"{path} is not what {self.path} recorded: its SHA-256 differs.", hint="Record this stage again."
+            )
+        return StageOutputs.from_npz(content)
+
+    def _read(self) -> _LedgerFile:
+        try:
+            return _LedgerFile.model_validate_json(self.path.read_text())
+        except OSError as error:
+            raise LedgerError(f"There is no readable ledger at {self.path}: {error}.") from error
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise LedgerError(f"{self.path} is not a ledger of this version: {error}") from error
+
+
+def top1_of(labels: Sequence[int] | NDArray[np.int64], predictions: Sequence[int] | NDArray[np.int64]) -> Interval:
+    """Return correct answers in percent with the 95% Wilson interval."""
+    return wilson_percent(int((np.asarray(labels) == np.asarray(predictions)).sum()), len(labels))

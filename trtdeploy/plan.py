@@ -1,0 +1,180 @@
+"""A plan on disk: the runtime's own bytes, untouched, and beside them ``<plan>.json``, the manifest.
+
+The manifest is checked before any byte of the plan reaches a deserializer: plans are code, and a runtime's own checks
+run after it has begun to read them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trtdeploy.errors import PlanCorruptError
+from trtdeploy.files import atomic_write, sha256_bytes
+from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.tensors import ShapeRange, TensorSpec
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RuntimeFacts(_Part):
+    """The library that built the plan and the only one that may load it."""
+
+    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    version: str
+
+
+class DeviceFacts(_Part):
+    """What the plan was built for.
+
+    Attributes:
+        kind: "cpu" or "gpu".
+        name: Model name of the processor.
+        capability: A GPU's compute capability ("8.9"), or the instruction sets of a CPU that the plan depends on.
+    """
+
+    kind: Literal["cpu", "gpu"]
+    name: str
+    capability: str
+
+
+class PrecisionFacts(_Part):
+    """What runs in INT8, as the runtime says.
+
+    Attributes:
+        int8_layers: Layers with weights whose inputs are quantized.
+        weighted_layers: All convolutions and matrix products.
+        note: How the numbers were found, and what they do not say.
+    """
+
+    int8_layers: int
+    weighted_layers: int
+    note: str
+
+
+class SourceFacts(_Part):
+    """The ONNX file that the plan was built from."""
+
+    file: str
+    sha256: str
+
+
+class TacticFacts(_Part):
+    """The implementation that was chosen and what else was measured.
+
+    Attributes:
+        name: The winner.
+        threads: Threads per inference that it was measured with.
+        milliseconds: Median latency of every candidate.
+        rejected: Candidates that were not eligible, and why.
+        cached: Whether the timings come from the timing cache.
+    """
+
+    name: str
+    threads: int
+    milliseconds: dict[str, float]
+    rejected: dict[str, str] = Field(default_factory=dict)
+    cached: bool = False
+
+
+class Manifest(_Part):
+    """Everything that is known about a plan."""
+
+    format: Literal[1] = 1
+    trtdeploy_version: str
+    created_at: str
+    runtime: RuntimeFacts
+    device: DeviceFacts
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: tuple[dict[str, ShapeRange], ...] = ()
+    precision: PrecisionFacts
+    tactic: TacticFacts | None = None
+    plan_bytes: int
+    plan_sha256: str
+    onnx: SourceFacts
+    build_config: dict[str, Any]
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    calibration: dict[str, Any] | None = None
+    ledger: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """Return the manifest as it is written to disk."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan file and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+
+def manifest_path(plan: str | Path) -> Path:
+    """Return where the manifest of a plan lies: ``b0.plan`` has ``b0.plan.json``."""
+    path = Path(plan)
+    return path.with_name(path.name + ".json")
+
+
+def write_plan(path: str | Path, content: bytes, manifest: Manifest) -> Plan:
+    """Write a plan and its manifest, each atomically.
+
+    A kill between the two renames leaves a manifest that does not match its plan, which loading reports.
+    """
+    target = Path(path)
+    atomic_write(target, content)
+    atomic_write(manifest_path(target), manifest.to_json())
+    return Plan(target, manifest)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read the manifest of a plan without opening the plan.
+
+    Raises:
+        PlanCorruptError: It is missing or not a manifest of this version.
+    """
+    source = manifest_path(path)
+    if not Path(path).is_file():
+        raise PlanCorruptError(f"There is no plan at {path}.", hint="Build one: trtdeploy build MODEL.onnx -o PLAN")
+    try:
+        text = source.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanCorruptError(
+            f"The plan {path} has no readable manifest {source.name} beside it: {error}.",
+            hint="Copy the manifest together with the plan, or build the plan again.",
+        ) from error
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise PlanCorruptError(
+            f"{source} is not a manifest of this version: {error}", hint="Build the plan again."
+        ) from error
+
+
+def read_plan(path: str | Path) -> tuple[bytes, Manifest]:
+    """Read a plan whose bytes match its manifest.
+
+    Raises:
+        PlanCorruptError: The plan or manifest is missing, or their sizes or digests differ.
+    """
+    manifest = read_manifest(path)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise PlanCorruptError(f"The plan {path} cannot be read: {error}.") from error
+    if len(content) != manifest.plan_bytes or sha256_bytes(content) != manifest.plan_sha256:
+        raise PlanCorruptError(
+            f"The plan {path} is not the one that its manifest describes: {len(content)} bytes with SHA-256 "
+            f"{sha256_bytes(content)[:16]}..., expected {manifest.plan_bytes} bytes with "
+            f"{manifest.plan_sha256[:16]}...",
+            hint="It is truncated, changed or mixed up with another one; build or copy both files again.",
+        )
+    return content, manifest

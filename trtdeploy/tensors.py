@@ -1,0 +1,198 @@
+"""Names, data types and shapes of tensors, in numpy's, ONNX's and Triton's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+from trtdeploy.errors import DtypeError, InputNameError, ShapeError, UsageError
+
+Array = NDArray[Any]
+DYNAMIC = -1
+"""Stands in a shape for a dimension whose size is known only at run time."""
+
+# numpy name -> (onnx.TensorProto.DataType, Triton's name)
+_DTYPES: dict[str, tuple[int, str]] = {
+    "float32": (1, "FP32"),
+    "uint8": (2, "UINT8"),
+    "int8": (3, "INT8"),
+    "int32": (6, "INT32"),
+    "int64": (7, "INT64"),
+    "bool": (9, "BOOL"),
+    "float16": (10, "FP16"),
+    "float64": (11, "FP64"),
+}
+_FROM_ONNX = {code: name for name, (code, _) in _DTYPES.items()}
+_FROM_TRITON = {triton: name for name, (_, triton) in _DTYPES.items()}
+
+
+def dtype_from_onnx(code: int) -> str:
+    """Return numpy's name of an ``onnx.TensorProto.DataType``; raise ``DtypeError`` for one that is not supported."""
+    try:
+        return _FROM_ONNX[code]
+    except KeyError:
+        raise DtypeError(f"ONNX tensor type {code} is not supported; supported: {sorted(_DTYPES)}.") from None
+
+
+def dtype_to_triton(name: str) -> str:
+    """Return Triton's name ("FP32") of a numpy data type ("float32")."""
+    try:
+        return _DTYPES[name][1]
+    except KeyError:
+        raise DtypeError(f"Data type {name} cannot be served; supported: {sorted(_DTYPES)}.") from None
+
+
+def dtype_from_triton(name: str) -> str:
+    """Return numpy's name of a Triton data type."""
+    try:
+        return _FROM_TRITON[name]
+    except KeyError:
+        raise DtypeError(f"Triton data type {name} is not supported; supported: {sorted(_FROM_TRITON)}.") from None
+
+
+def _known_dtype(name: str) -> str:
+    if name not in _DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; known: {sorted(_DTYPES)}")
+    return name
+
+
+class TensorSpec(BaseModel):
+    """An input or output of a model: name, numpy data type and shape with -1 where the size is dynamic."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: Annotated[str, AfterValidator(_known_dtype)]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}{format_shape(self.shape)}"
+
+
+class ShapeRange(BaseModel):
+    """The shapes that an optimization profile covers for one input: smallest, best served and largest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ShapeRange:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError(f"min, opt and max must have the same rank, got {self.min}, {self.opt}, {self.max}")
+        for low, best, high in zip(self.min, self.opt, self.max, strict=True):
+            if not 1 <= low <= best <= high:
+                raise ValueError(f"every dimension needs 1 <= min <= opt <= max, got {self}")
+        return self
+
+    def __str__(self) -> str:
+        return ":".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
+
+    def contains(self, shape: Sequence[int]) -> bool:
+        """Say whether ``shape`` lies inside the range."""
+        return len(shape) == len(self.min) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+
+Profile = Mapping[str, ShapeRange]
+"""One optimization profile: a range of shapes for each input, by name."""
+
+
+def parse_shape_option(text: str) -> tuple[str, ShapeRange]:
+    """Parse ``NAME=1x3x224x224`` or ``NAME=MIN:OPT:MAX`` as the ``--shape`` option takes it.
+
+    Raises:
+        UsageError: The text has another form, or min, opt and max are not in order.
+    """
+    name, separator, shapes_text = text.rpartition("=")
+    shapes = [_parse_dims(part) for part in shapes_text.split(":")]
+    if not separator or not name or len(shapes) not in (1, 3) or any(shape is None for shape in shapes):
+        raise UsageError(
+            f"--shape {text!r} is not NAME=DIMS or NAME=MIN:OPT:MAX.",
+            hint="Example: --shape input=1x3x224x224:8x3x224x224:32x3x224x224",
+        )
+    low, best, high = shapes if len(shapes) == 3 else shapes * 3
+    try:
+        return name, ShapeRange.model_validate({"min": low, "opt": best, "max": high})
+    except ValueError as error:
+        reason = str(error).splitlines()[2].strip() if len(str(error).splitlines()) > 2 else str(error)
+        raise UsageError(f"--shape {text!r}: {reason}") from error
+
+
+def _parse_dims(text: str) -> tuple[int, ...] | None:
+    if not re.fullmatch(r"\d+(x\d+)*", text):
+        return None
+    return tuple(int(part) for part in text.split("x"))
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """Return ``[?, 3, 224, 224]`` for ``(-1, 3, 224, 224)``."""
+    return "[" + ", ".join("?" if size == DYNAMIC else str(size) for size in shape) + "]"
+
+
+def check_inputs(
+    arrays: Mapping[str, Array], specs: Sequence[TensorSpec], profiles: Sequence[Profile] = ()
+) -> dict[str, Array]:
+    """Check arrays against what an engine accepts, before anything runs.
+
+    Args:
+        arrays: Input arrays by name.
+        specs: The engine's inputs.
+        profiles: Shape ranges; where there are any, the inputs together must lie inside one of them.
+
+    Returns:
+        The same arrays in the order of ``specs``, C-contiguous.
+
+    Raises:
+        InputNameError: A name is missing or unknown.
+        DtypeError: A data type differs; nothing is converted silently.
+        ShapeError: A rank or size differs from the spec, or no profile covers the shapes.
+    """
+    accepted = {spec.name for spec in specs}
+    unknown = sorted(set(arrays) - accepted)
+    missing = sorted(accepted - set(arrays))
+    if unknown or missing:
+        given = sorted(arrays)
+        raise InputNameError(f"Inputs {given} were given; this engine takes {sorted(accepted)}.")
+    checked: dict[str, Array] = {}
+    for spec in specs:
+        array = arrays[spec.name]
+        if array.dtype != np.dtype(spec.dtype):
+            raise DtypeError(
+                f"Input {spec.name!r} has dtype {array.dtype}; this engine takes {spec.dtype}.",
+                hint=f"Convert it: array.astype(numpy.{spec.dtype}).",
+            )
+        if not _matches(array.shape, spec.shape):
+            raise ShapeError(
+                f"Input {spec.name!r} has shape {list(array.shape)}; this engine takes {format_shape(spec.shape)}."
+            )
+        if 0 in array.shape:
+            raise ShapeError(
+                f"Input {spec.name!r} has shape {list(array.shape)}, which is empty; every size must be at least 1."
+            )
+        checked[spec.name] = np.ascontiguousarray(array)
+    if profiles and not any(
+        all(profile[name].contains(array.shape) for name, array in checked.items() if name in profile)
+        for profile in profiles
+    ):
+        shapes = ", ".join(f"{name}={list(array.shape)}" for name, array in checked.items())
+        ranges = "; ".join(", ".join(f"{name}={shapes}" for name, shapes in profile.items()) for profile in profiles)
+        raise ShapeError(
+            f"Shapes {shapes} lie in no profile of this plan, which covers {ranges}.",
+            hint="Rebuild the plan with a --shape that includes them, or split the batch.",
+        )
+    return checked
+
+
+def _matches(shape: Sequence[int], accepted: Sequence[int]) -> bool:
+    return len(shape) == len(accepted) and all(
+        want in (DYNAMIC, size) for size, want in zip(shape, accepted, strict=True)
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtdeploy.datasets.dataset import Batch, Dataset, Split
-from trtdeploy.errors import DataError
+from trtdeploy.errors import DataError, InferenceError
 from trtdeploy.ledger import StageOutputs
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import Array
@@ -48,6 +48,7 @@ def evaluate(
 
     Raises:
         DataError: An image cannot be read.
+        InferenceError: The answer has not one row per sample.
         LedgerError: An answer is not finite.
     """
     start = time.perf_counter()
@@ -55,7 +56,13 @@ def evaluate(
     scores: list[Array] = []
     done = 0
     for batch in split.batches(preprocessing, batch_size):
-        scores.append(np.asarray(predict(batch.inputs)).reshape(len(batch.ids), -1))
+        answer = np.asarray(predict(batch.inputs))
+        if answer.ndim < 2 or len(answer) != len(batch.ids):
+            raise InferenceError(
+                f"The model answered {len(batch.ids)} samples with an array of shape {list(answer.shape)}; "
+                "expected one row of class scores per sample."
+            )
+        scores.append(answer.reshape(len(batch.ids), -1))
         batches.append(batch)
         done += len(batch.ids)
         if progress:
@@ -73,7 +80,7 @@ def map_labels(dataset: Dataset, model_labels: Sequence[str]) -> list[int]:
     """Return the model's class index for each class of the dataset, matched by name.
 
     Raises:
-        DataError: The dataset has a class that the model does not know.
+        DataError: The dataset has a class that the model does not know, or that several of its outputs are named for.
     """
     index = {label: position for position, label in enumerate(model_labels)}
     strangers = [name for name in dataset.classes if name not in index]
@@ -82,6 +89,9 @@ def map_labels(dataset: Dataset, model_labels: Sequence[str]) -> list[int]:
             f"{dataset.name} has classes that the model does not know: {', '.join(strangers[:5])}.",
             hint=f"The model's labels are {', '.join(list(model_labels)[:5])}, ...",
         )
+    ambiguous = [name for name in dataset.classes if list(model_labels).count(name) > 1]
+    if ambiguous:
+        raise DataError(f"Several of the model's outputs are named {', '.join(ambiguous[:5])}.")
     return [index[name] for name in dataset.classes]
 
 

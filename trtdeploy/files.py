@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,23 +22,26 @@ def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path`` and rename it into place when the block ends without an error.
 
     Readers see the old content or the new one, never a part. The content is on disk before it gets its name. On any
-    error, Ctrl-C included, the temporary file is removed and ``path`` is as it was.
+    error, Ctrl-C included, the temporary file is removed and ``path`` is as it was. A replaced file keeps its mode.
 
     Raises:
         OSError: The folder cannot be written or the disk is full.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    # Not mkstemp: a file made with 0o666 gets the umask's mode from the kernel; reading the umask is no thread's right.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, _mode_for_new_file(target))
+        with suppress(FileNotFoundError):
+            temporary.chmod(target.stat().st_mode & 0o777)
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
 
@@ -73,37 +76,29 @@ def sha256_file(path: str | Path) -> str:
 
 
 @contextmanager
-def locked(path: str | Path, *, timeout_s: float = 60.0) -> Iterator[None]:
+def locked(
+    path: str | Path, *, timeout_s: float = 60.0, error: type[TrtDeployError] = TrtDeployError
+) -> Iterator[None]:
     """Hold the lock of ``path`` (a file ``.<name>.lock`` beside it) against other threads and processes.
 
     The operating system releases it when its holder dies. The lock file itself is left in place: removing it would
     let two holders lock two different files of the same name.
 
     Raises:
-        TrtDeployError: Somebody else held it for longer than ``timeout_s`` seconds.
+        TrtDeployError: Of type ``error``: somebody else held it for longer than ``timeout_s`` seconds.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     lock_path = target.with_name(f".{target.name}.lock")
-    lock = FileLock(lock_path, thread_local=False, is_singleton=False)
+    lock = FileLock(lock_path, thread_local=False)
     try:
         lock.acquire(timeout=timeout_s)
-    except Timeout as error:
-        raise TrtDeployError(
+    except Timeout as timeout:
+        raise error(
             f"{target} stayed locked by another process or thread for {timeout_s:g} s.",
             hint=f"Wait for it to finish; the lock is {lock_path}.",
-        ) from error
+        ) from timeout
     try:
         yield
     finally:
         lock.release()
-
-
-def _mode_for_new_file(target: Path) -> int:
-    """Return the mode of the file to be replaced, else what ``open`` would have given a new one."""
-    try:
-        return target.stat().st_mode & 0o777
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_jsonable_python
 
 from trtdeploy.errors import LedgerError
 from trtdeploy.files import atomic_write, locked, sha256_bytes
@@ -42,7 +43,7 @@ class StageOutputs:
 
     def __post_init__(self) -> None:
         n = len(self.ids)
-        if n == 0 or self.labels.shape != (n,) or self.logits.ndim != 2 or len(self.logits) != n:
+        if 0 in (n, self.logits.size) or self.labels.shape != (n,) or self.logits.ndim != 2 or len(self.logits) != n:
             raise LedgerError(
                 f"{n} ids, labels {list(self.labels.shape)} and logits {list(self.logits.shape)} do not belong "
                 "together; expected N ids, N labels and N rows of class scores."
@@ -58,7 +59,8 @@ class StageOutputs:
     @property
     def predictions(self) -> NDArray[np.int64]:
         """The class with the highest score, ``(N,)``."""
-        return np.argmax(self.logits, axis=1).astype(np.int64)
+        predictions: NDArray[np.int64] = np.argmax(self.logits, axis=1).astype(np.int64)
+        return predictions
 
     @property
     def top1(self) -> Interval:
@@ -86,13 +88,22 @@ class StageOutputs:
 
     @classmethod
     def from_npz(cls, content: bytes) -> StageOutputs:
-        """Read what ``to_npz`` wrote."""
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return cls(
-                ids=tuple(arrays["ids"].tolist()),
-                labels=arrays["labels"].astype(np.int64),
-                logits=arrays["logits"].astype(np.float32),
-            )
+        """Read what ``to_npz`` wrote.
+
+        Raises:
+            LedgerError: It is something else, or damaged; pickled objects are never loaded.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                return cls(
+                    ids=tuple(arrays["ids"].tolist()),
+                    labels=arrays["labels"].astype(np.int64),
+                    logits=arrays["logits"].astype(np.float32),
+                )
+        except LedgerError:
+            raise
+        except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged bytes
+            raise LedgerError(f"These {len(content)} bytes are not a stage's outputs: {error}.") from error
 
 
 class StageRecord(BaseModel):
@@ -185,16 +196,18 @@ class Ledger:
             latency_ms: Median time of one request of one sample.
 
         Raises:
-            LedgerError: The ledger holds other samples, or a metric is not finite.
+            LedgerError: The ledger holds other samples, a number is not finite, or ``source`` or ``dataset`` holds
+                what JSON cannot.
         """
         if stage not in STAGES:
             raise LedgerError(f"{stage!r} is no stage; the stages are {', '.join(STAGES)}.")
         content = outputs.to_npz()
+        dataset = _as_json(dataset)
         with locked(self.path):
-            ledger = self._read() if self.path.exists() else _LedgerFile(dataset=dict(dataset), stages={})
-            if ledger.stages and dict(dataset) != ledger.dataset:
+            ledger = self._read() if self.path.exists() else _LedgerFile(dataset=dataset, stages={})
+            if ledger.stages and dataset != ledger.dataset:
                 raise LedgerError(
-                    f"{self.path} belongs to dataset {ledger.dataset}, not to {dict(dataset)}.",
+                    f"{self.path} belongs to dataset {ledger.dataset}, not to {dataset}.",
                     hint="Use the same data and split seed, or another ledger.",
                 )
             try:
@@ -205,14 +218,14 @@ class Ledger:
                     agreement_with_float=None,
                     seconds=round(seconds, 3),
                     latency_ms=latency_ms,
-                    source=dict(source),
+                    source=_as_json(source),
                     outputs=f"{self.path.stem}.{stage}.npz",
                     outputs_sha256=sha256_bytes(content),
                     recorded_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 )
             except ValidationError as error:
                 raise LedgerError(f"Stage {stage!r} cannot be recorded: {error}") from error
-            ledger.dataset = dict(dataset)
+            ledger.dataset = dataset
             ledger.stages[stage] = record
             ledger.stages = self._with_agreements(ledger.stages, {stage: outputs})
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +272,7 @@ class Ledger:
 
     def _read(self) -> _LedgerFile:
         try:
-            return _LedgerFile.model_validate_json(self.path.read_text())
+            return _LedgerFile.model_validate_json(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise LedgerError(f"There is no readable ledger at {self.path}: {error}.") from error
         except (ValidationError, UnicodeDecodeError) as error:
@@ -269,3 +282,12 @@ class Ledger:
 def top1_of(labels: Sequence[int] | NDArray[np.int64], predictions: Sequence[int] | NDArray[np.int64]) -> Interval:
     """Return correct answers in percent with the 95% Wilson interval."""
     return wilson_percent(int((np.asarray(labels) == np.asarray(predictions)).sum()), len(labels))
+
+
+def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``facts`` as reading them back from JSON would: lists for tuples, text for paths and dates."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(to_jsonable_python(dict(facts)), allow_nan=False))
+    except ValueError as error:
+        raise LedgerError(f"{dict(facts)} cannot be kept in a ledger: {error}.") from error
+    return plain

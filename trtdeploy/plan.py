@@ -45,16 +45,18 @@ class DeviceFacts(_Part):
 
 
 class PrecisionFacts(_Part):
-    """What runs in INT8, as the runtime says.
+    """How much of the network is INT8.
 
     Attributes:
-        int8_layers: Layers with weights whose inputs are quantized.
-        weighted_layers: All convolutions and matrix products.
+        weighted_layers: Convolutions and matrix products with constant weights.
+        quantized_layers: Those among them whose input and weights both pass through Q/DQ.
+        integer_kernels: Kernels of the plan that compute in integers; None where the runtime cannot be asked here.
         note: How the numbers were found, and what they do not say.
     """
 
-    int8_layers: int
     weighted_layers: int
+    quantized_layers: int
+    integer_kernels: int | None
     note: str
 
 

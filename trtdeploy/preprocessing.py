@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trtdeploy.errors import DataError, UsageError
@@ -24,6 +23,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 64 << 20
 """Larger images are refused before they are decoded: a few kilobytes can claim gigabytes of pixels."""
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
+"""Pillow's other decoders are never tried: some of them start programs (EPS) or fail in ways of their own."""
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -123,9 +124,11 @@ class Preprocessing(BaseModel):
         """Resize and crop one image to ``(height, width, channels)`` bytes.
 
         Raises:
-            DataError: The image is truncated or cannot be decoded.
+            DataError: The image is truncated, cannot be decoded, or is so narrow that resizing would make it huge.
         """
         try:
+            if image.mode.startswith("I"):  # 16 bits per grey level, which ``convert`` clips instead of scaling
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert(_MODES[self.colour])
             width, height = image.size
             if isinstance(self.resize, int):
@@ -133,9 +136,14 @@ class Preprocessing(BaseModel):
                 new_size = (round(width * self.resize / shorter), round(height * self.resize / shorter))
             else:
                 new_size = (self.resize[1], self.resize[0])
+            if new_size[0] * new_size[1] > MAX_PIXELS:
+                raise DataError(
+                    f"The image of {width}x{height} pixels would be resized to {new_size[0]}x{new_size[1]}; "
+                    f"at most {MAX_PIXELS} pixels are handled."
+                )
             if new_size != image.size:
                 image = image.resize(new_size, _FILTERS[self.interpolation])
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"The image cannot be decoded: {error}.") from error
         array = np.asarray(image, dtype=np.uint8)
         if array.ndim == 2:
@@ -172,16 +180,16 @@ def open_image(content: bytes) -> Image.Image:
     """Decode the bytes of one image file.
 
     Raises:
-        DataError: They are no image, a truncated one, or one of more than ``MAX_PIXELS`` pixels.
+        DataError: They are no image of one of ``FORMATS``, a truncated one, or one of more than ``MAX_PIXELS`` pixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"The image claims {image.width}x{image.height} pixels; at most {MAX_PIXELS} are decoded.")
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
+        raise DataError(f"These {len(content)} bytes are no {', '.join(FORMATS)} image.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"The image cannot be decoded: {error}.") from error
     return image
 

@@ -45,13 +45,16 @@ def percentile(samples: Sequence[float], q: float, *, confidence: float = 0.95) 
     """Return the ``q``-th percentile (0 to 100) with a distribution-free interval from order statistics.
 
     The number of samples below the true quantile is binomial; its normal approximation picks the two order statistics
-    that enclose the quantile. Where there are too few samples for that, the interval is the whole range.
+    that enclose the quantile. Where there are too few samples for that, the interval ends at the smallest or largest
+    sample and covers the quantile less often than ``confidence`` says.
     Source: Le Boudec, "Performance Evaluation of Computer and Communication Systems", 2010, theorem 2.1.
     """
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     n = len(ordered)
     if n == 0 or not np.isfinite(ordered).all():
         raise ValueError("a percentile needs at least one sample, all of them finite")
+    if not 0 <= q <= 100:
+        raise ValueError(f"a percentile lies between 0 and 100, got {q}")
     p = q / 100
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     spread = z * math.sqrt(n * p * (1 - p))

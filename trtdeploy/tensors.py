@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from trtdeploy.errors import DtypeError, InputNameError, ShapeError, UsageError
 
@@ -122,13 +122,13 @@ def parse_shape_option(text: str) -> tuple[str, ShapeRange]:
     low, best, high = shapes if len(shapes) == 3 else shapes * 3
     try:
         return name, ShapeRange.model_validate({"min": low, "opt": best, "max": high})
-    except ValueError as error:
-        reason = str(error).splitlines()[2].strip() if len(str(error).splitlines()) > 2 else str(error)
-        raise UsageError(f"--shape {text!r}: {reason}") from error
+    except ValidationError as error:
+        reasons = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in error.errors())
+        raise UsageError(f"--shape {text!r}: {reasons}.") from error
 
 
 def _parse_dims(text: str) -> tuple[int, ...] | None:
-    if not re.fullmatch(r"\d+(x\d+)*", text):
+    if not re.fullmatch(r"[0-9]{1,18}(x[0-9]{1,18})*", text):
         return None
     return tuple(int(part) for part in text.split("x"))
 
@@ -168,7 +168,7 @@ def check_inputs(
         if array.dtype != np.dtype(spec.dtype):
             raise DtypeError(
                 f"Input {spec.name!r} has dtype {array.dtype}; this engine takes {spec.dtype}.",
-                hint=f"Convert it: array.astype(numpy.{spec.dtype}).",
+                hint=f'Convert it: array.astype("{spec.dtype}").',
             )
         if not _matches(array.shape, spec.shape):
             raise ShapeError(
@@ -178,7 +178,7 @@ def check_inputs(
             raise ShapeError(
                 f"Input {spec.name!r} has shape {list(array.shape)}, which is empty; every size must be at least 1."
             )
-        checked[spec.name] = np.ascontiguousarray(array)
+        checked[spec.name] = np.asarray(array, order="C")  # ascontiguousarray would give a scalar one dimension
     if profiles and not any(
         all(profile[name].contains(array.shape) for name, array in checked.items() if name in profile)
         for profile in profiles
@@ -196,3 +196,23 @@ def _matches(shape: Sequence[int], accepted: Sequence[int]) -> bool:
     return len(shape) == len(accepted) and all(
         want in (DYNAMIC, size) for size, want in zip(shape, accepted, strict=True)
     )
+
+
+def random_inputs(
+    specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]] | None = None, *, seed: int = 0
+) -> dict[str, Array]:
+    """Return reproducible inputs: standard normal floats, as normalised images are; integers 0 or 1, valid as indices.
+
+    Args:
+        specs: The inputs.
+        shapes: Shape by name; where there is none, dynamic dimensions are 1.
+        seed: Of the generator.
+    """
+    rng = np.random.default_rng(seed)
+    inputs: dict[str, Array] = {}
+    for spec in specs:
+        shape = (shapes or {}).get(spec.name) or [1 if size == DYNAMIC else size for size in spec.shape]
+        kind = np.dtype(spec.dtype)
+        values: Array = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(0, 2, shape)
+        inputs[spec.name] = values.astype(kind)
+    return inputs

@@ -178,6 +178,10 @@ class EfficientNet(nn.Module):
                 bound = 1.0 / math.sqrt(module.out_features)
                 nn.init.uniform_(module.weight, -bound, bound)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, MBConv) and module.has_residual:
+                # Every residual block starts as the identity, which makes short schedules learn much faster
+                # (Goyal et al., https://arxiv.org/abs/1706.02677, section 5.1).
+                nn.init.zeros_(module.block.get_parameter(f"{len(module.block) - 1}.1.weight"))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(N, 3, H, W)`` float images to ``(N, num_classes)`` logits."""

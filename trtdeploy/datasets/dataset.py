@@ -71,8 +71,16 @@ class Split:
         Raises:
             DataError: An image is missing, truncated or no image; the message names it.
         """
+
+        def decode(index: int | np.int64) -> NDArray[np.uint8]:
+            image = self.image(int(index))
+            try:
+                return preprocessing.pixels(image)
+            except DataError as error:
+                raise DataError(f"{self._store.name}: {self.ids[index]}: {error.message}") from error
+
         with ThreadPoolExecutor(_DECODING_THREADS) as executor:
-            return np.stack(list(executor.map(lambda index: preprocessing.pixels(self.image(int(index))), indices)))
+            return np.stack(list(executor.map(decode, indices)))
 
     def batches(self, preprocessing: Preprocessing, batch_size: int) -> Iterator[Batch]:
         """Yield the split in order, as model input; the last batch may be smaller."""
@@ -132,8 +140,8 @@ def open_dataset(source: str | Path, *, split_seed: int = 0) -> Dataset:
 
     Folders named train, calibration, dev (or val) and test are taken as they are. What is missing is drawn from the
     training images, stratified by class: 20% for test, 10% (at most 2,048) for dev, 10% (at most 512) for
-    calibration. A tree with val but no test uses val as test, as ImageNet does. The same source and ``split_seed``
-    always give the same splits.
+    calibration, and never less than one of each class. A tree with val but no test uses val as test, as ImageNet
+    does. The same source and ``split_seed`` always give the same splits.
 
     Raises:
         DataError: There are no images, a class folder is empty, or a class is too small to be split.
@@ -204,9 +212,10 @@ def _carve(
         start = 0
         for split in missing:
             share, at_most = shares[split]
+            count = round(share * len(paths))
             if at_most is not None:
-                share = min(share, at_most / total)
-            count = max(1, round(share * len(paths)))
+                count = min(count, at_most * len(paths) // total)
+            count = max(1, count)
             members[split] += [(paths[index], label) for index in order[start : start + count]]
             start += count
         members["train"] += [(paths[index], label) for index in order[start:]]

@@ -9,10 +9,13 @@ import bz2
 import gzip
 import lzma
 import os
+import posixpath
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -24,6 +27,17 @@ from trtdeploy.errors import DataError, RuntimeUnavailableError
 from trtdeploy.preprocessing import open_image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
+# What zipfile and the decompressors raise on damaged or encrypted content.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+)
 
 
 class ImageStore(ABC):
@@ -31,14 +45,17 @@ class ImageStore(ABC):
 
     Attributes:
         name: What messages call it.
-        files: Paths of the image files, relative, with forward slashes, sorted.
+        files: Paths of the image files, relative, with forward slashes, sorted; hidden ones are left out.
         folders: Paths of all folders that are known, the empty ones included.
     """
 
     def __init__(self, name: str, files: list[str], folders: set[str]) -> None:
         self.name = name
-        self.files = sorted(path for path in files if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES)
-        self.folders = folders | {str(parent) for path in files for parent in PurePosixPath(path).parents}
+        visible = {path for path in files if not _is_hidden(path)}
+        self.files = sorted(path for path in visible if posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES)
+        self.folders = {path for path in folders if not _is_hidden(path)}
+        for folder in {posixpath.dirname(path) for path in visible}:
+            self.folders |= {folder, *map(str, PurePosixPath(folder).parents)}
 
     @abstractmethod
     def read(self, path: str) -> bytes:
@@ -52,7 +69,7 @@ class ImageStore(ABC):
         """
         try:
             return open_image(self.read(path))
-        except (DataError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except (DataError, KeyError, *_DAMAGE) as error:
             reason = error.message if isinstance(error, DataError) else str(error)
             raise DataError(f"{self.name}: {path}: {reason}", hint="Replace or remove this file.") from error
 
@@ -69,8 +86,9 @@ class FolderStore(ImageStore):
         folders: set[str] = set()
         for folder, subfolders, names in os.walk(root, followlinks=True):
             relative = Path(folder).relative_to(root)
-            files += [(relative / name).as_posix() for name in names if not name.startswith(".")]
-            folders |= {(relative / name).as_posix() for name in subfolders if not name.startswith(".")}
+            subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
+            files += [(relative / name).as_posix() for name in names]
+            folders |= {(relative / name).as_posix() for name in subfolders}
         super().__init__(str(root), files, folders)
 
     def read(self, path: str) -> bytes:
@@ -83,7 +101,7 @@ class ZipStore(ImageStore):
     def __init__(self, path: Path) -> None:
         try:
             self._archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except _DAMAGE as error:
             raise DataError(f"{path} is not a zip archive: {error}.") from error
         entries = self._archive.infolist()
         super().__init__(
@@ -114,7 +132,12 @@ class TarStore(ImageStore):
                         folders.add(name)
                     elif member.isfile():
                         members[name] = (member.offset_data, member.size)
-        except (tarfile.TarError, EOFError) as error:
+                    elif member.islnk() and (target := member.linkname.removeprefix("./")) in members:
+                        members[name] = members[target]
+                # tarfile takes a damaged or missing header for the end; the real end is a block of zeros
+                if os.pread(self._stream.fileno(), tarfile.BLOCKSIZE, archive.offset) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"it breaks off after {len(members)} files, at byte {archive.offset}")
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             self._stream.close()
             raise DataError(f"{path} is not a complete tar archive: {error}.") from error
         self._members = members
@@ -178,6 +201,12 @@ def open_store(source: str | Path) -> ImageStore:
     )
 
 
+def _is_hidden(path: str) -> bool:
+    """Say whether a file manager would hide ``path``, or a Mac added it to a zip archive of its own accord."""
+    parts = path.split("/")
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
+
+
 def _plain_stream(path: Path) -> IO[bytes]:
     openers: dict[str, Any] = {
         ".xz": lzma.open,
@@ -193,7 +222,7 @@ def _plain_stream(path: Path) -> IO[bytes]:
     try:
         with cast(IO[bytes], opener(path)) as compressed:
             shutil.copyfileobj(compressed, plain, 1 << 20)
-    except (lzma.LZMAError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         plain.close()
         raise DataError(f"{path} cannot be decompressed: {error}.") from error
     plain.seek(0)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import tiny
+from torch import nn
+
+from training.calibrate import calibrate, fix_ranges, observing_inputs
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.quantize import SMALLEST_AMAX, quantize, quantized_layers
+from trtdeploy.errors import QuantizationError, UsageError
+
+
+def ranges_after(network, images, **options):
+    quantize(network.eval(), calibrator=options.pop("calibrator", "max"))
+    with observing_inputs(network):
+        network(images)
+    clamped = fix_ranges(network, **options)
+    return clamped, [(layer.input_quantizer.amax, layer.weight_quantizer.amax) for layer in quantized_layers(network)]
+
+
+def test_maximum_per_tensor_and_per_output_channel():
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3))
+    images = torch.randn(5, 2, 3, 3)
+    hidden = network[0](images).flatten(1)
+    clamped, [(conv_input, conv_weight), (linear_input, linear_weight)] = ranges_after(network, images)
+    assert clamped == 0
+    assert conv_input.shape == ()
+    assert conv_input == images.abs().max()
+    assert linear_input.item() == pytest.approx(hidden.abs().max().item(), rel=1e-6)
+    assert np.array_equal(conv_weight.numpy(), np.abs(network[0].weight.detach().numpy()).max((1, 2, 3), keepdims=True))
+    assert np.array_equal(linear_weight.numpy(), np.abs(network[2].weight.detach().numpy()).max(1, keepdims=True))
+
+
+def test_a_percentile_clips_the_outlier():
+    images = torch.rand(100, 1, 10, 10)
+    images[0, 0, 0, 0] = 1000.0
+    _, [(amax, _)] = ranges_after(nn.Sequential(nn.Conv2d(1, 2, 3)), images, calibrator="percentile", percentile=99.9)
+    assert amax.item() == pytest.approx(np.percentile(images.numpy(), 99.9), abs=1000 / 8192)
+
+
+def test_dead_channels_and_constant_tensors_get_a_tiny_range_and_are_counted():
+    network = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        network[0].weight.fill_(0)  # all four channels are dead, so the second input is always 0
+    clamped, ranges = ranges_after(network, torch.rand(2, 1, 4, 4))
+    assert clamped == 5
+    for amax in (amax for pair in ranges for amax in pair):
+        assert (amax >= SMALLEST_AMAX).all()
+        assert (amax / 127 > 0).all()
+    assert torch.isfinite(network(torch.rand(2, 1, 4, 4))).all()
+
+
+@pytest.mark.parametrize("calibrator", ["max", "percentile"])
+def test_values_that_are_not_finite_are_named(calibrator):
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1))
+    with torch.no_grad():
+        network[0].bias.fill_(float("inf"))
+    with pytest.raises(QuantizationError, match=r"1\.input"):
+        ranges_after(network, torch.rand(2, 1, 4, 4), calibrator=calibrator)
+
+
+@pytest.mark.parametrize("calibrator", ["max", "percentile"])
+def test_a_layer_that_never_runs_is_named(calibrator):
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.Linear(2, 2)
+            self.idle = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    with pytest.raises(QuantizationError, match=r"idle\.input was never computed"):
+        ranges_after(Idle(), torch.rand(3, 2), calibrator=calibrator)
+
+
+def test_the_checkpoint_says_how_it_was_calibrated(digits, float_file, tmp_path):
+    output = tmp_path / "ptq.safetensors"
+    start = load_checkpoint(float_file)
+    saved = calibrate(digits, start, output, method="percentile", percentile=99.9, images=40, seed=7)
+    facts = load_checkpoint(output).facts
+    assert facts == saved.facts
+    assert facts.kind == "ptq"
+    assert facts.parent_sha256 == start.sha256
+    assert facts.dataset.fingerprint == digits.fingerprint
+    calibration = facts.calibration
+    assert (calibration.method, calibration.percentile, calibration.images, calibration.seed) == (
+        "percentile",
+        99.9,
+        40,
+        7,
+    )
+    split = digits.split("calibration")
+    chosen = np.random.default_rng(7).choice(len(split), size=40, replace=False)
+    ids = "\n".join(sorted(split.ids[index] for index in chosen))
+    assert calibration.image_ids_sha256 == hashlib.sha256(ids.encode()).hexdigest()
+    assert facts.dev.top1 > 70
+
+
+def test_calibration_looks_at_calibration_images_only(digits, float_file, tmp_path, monkeypatch):
+    start = load_checkpoint(float_file)
+    seen = []
+    split_type = type(digits.split("calibration"))
+    decode = split_type.pixels
+
+    def spy(self, preprocessing, indices):
+        seen.append(self.name)
+        return decode(self, preprocessing, indices)
+
+    monkeypatch.setattr(split_type, "pixels", spy)
+    calibrate(digits, start, tmp_path / "ptq.safetensors")
+    assert set(seen) == {"calibration", "dev"}  # dev for the score that it prints
+    assert seen.index("dev") > max(i for i, name in enumerate(seen) if name == "calibration")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"percentile": 100.0}, "--method max"),
+        ({"percentile": 0.0}, "between 0 and 100"),
+        ({"images": 10_000}, "has 179 images"),
+    ],
+)
+def test_numbers_that_make_no_sense(digits, float_file, tmp_path, options, expected):
+    with pytest.raises(UsageError, match=expected):
+        calibrate(digits, load_checkpoint(float_file), tmp_path / "x.safetensors", **options)
+
+
+def test_a_quantized_checkpoint_is_not_calibrated_again(digits, ptq_file, tmp_path):
+    with pytest.raises(UsageError, match="quantized already"):
+        calibrate(digits, load_checkpoint(ptq_file), tmp_path / "x.safetensors")
+
+
+def test_a_network_that_answers_nan_is_not_written(digits, float_file, tmp_path):
+    start = load_checkpoint(float_file)
+    broken = tiny(10)
+    broken.load_state_dict(start.model.state_dict())
+    with torch.no_grad():
+        broken.head.weight.fill_(3e38)
+    path = tmp_path / "huge.safetensors"
+    save_checkpoint(path, broken.state_dict(), start.facts)
+    with pytest.raises(QuantizationError, match="not finite"):
+        calibrate(digits, load_checkpoint(path), tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()

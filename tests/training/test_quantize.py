@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import OddConv, nothing_to_quantize, tiny
+from torch import nn
+
+from training.quantize import (
+    ExactHistogramCalibrator,
+    Quantizer,
+    quantize,
+    quantized_layers,
+    quantizers,
+)
+from trtdeploy.errors import QuantizationError
+
+
+def full_range_fake_quant(values, scale):
+    """QuantizeLinear then DequantizeLinear, zero-point 0, as the ONNX specification says."""
+    return np.clip(np.rint(values / scale), -128, 127) * scale
+
+
+def test_layers_are_swapped_in_place_and_share_their_parameters():
+    network = tiny(10)
+    before = dict(network.named_parameters())
+    state = torch.get_rng_state()
+    assert quantize(network) is network
+    assert torch.equal(torch.get_rng_state(), state)
+    after = dict(network.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(after[name] is parameter for name, parameter in before.items())
+    assert [name for name, _ in quantizers(network)] == [
+        f"{layer}._{kind}_quantizer" for layer in ("stem", "depthwise", "head") for kind in ("input", "weight")
+    ]
+
+
+def test_swapped_layers_compute_the_same_while_their_quantizers_are_off():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, dilation=2, groups=1),
+        nn.Conv2d(8, 8, (1, 3), padding="same", groups=8, bias=False),
+        nn.Flatten(),
+        nn.LazyLinear(5),
+    ).eval()
+    images = torch.randn(4, 3, 16, 16)
+    expected = network(images)
+    quantize(network)
+    for _, quantizer in quantizers(network):
+        quantizer.disable_quant()
+    assert torch.equal(network(images), expected)
+    assert not network[0].training
+
+
+def test_only_exact_types_with_zero_padding_are_swapped(caplog):
+    network = nn.Sequential(OddConv(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 1))
+    with caplog.at_level(logging.WARNING):
+        quantize(network)
+    assert type(network[0]) is OddConv
+    assert type(network[1]) is nn.Conv2d
+    assert len(list(quantized_layers(network))) == 1
+    assert "1 stays in float: its padding mode is reflect" in caplog.text
+
+
+def test_a_layer_used_in_two_places_stays_one():
+    shared = nn.Linear(4, 4)
+    network = quantize(nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared)))
+    assert network[0] is network[2][0]
+    assert len(list(quantized_layers(network))) == 1
+
+
+def test_nothing_to_quantize_is_an_error():
+    with pytest.raises(QuantizationError, match="no layer that could be quantized"):
+        quantize(nothing_to_quantize(3))
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_the_arithmetic_is_that_of_quantize_linear_over_the_full_range(axis):
+    values = torch.linspace(-3, 3, 1200).reshape(2, 600)
+    amax = torch.tensor(2.0) if axis is None else torch.tensor([[2.0], [1.0]])
+    quantizer = Quantizer("x", axis=axis, calibrator="max")
+    quantizer.set_amax(amax)
+    scale = np.asarray(amax / 127)
+    expected = full_range_fake_quant(values.numpy(), scale)
+    difference = np.abs(quantizer(values).numpy() - expected)
+    # torch multiplies by the reciprocal of the scale: a value between two codes may take the other one
+    assert (difference <= scale * 1.001).all()
+    assert (difference > 1e-6).mean() < 0.01
+    assert quantizer(torch.tensor([[-9.0], [-9.0]])).flatten().tolist() == pytest.approx(
+        (-128 * np.broadcast_to(scale, (2, 1))).ravel().tolist()
+    )
+
+
+def test_gradients_pass_where_values_are_inside_the_range():
+    quantizer = Quantizer("x", axis=None, calibrator="max")
+    quantizer.set_amax(torch.tensor(1.0))
+    values = torch.tensor([-3.0, -0.5, 0.2, 3.0], requires_grad=True)
+    quantizer(values).sum().backward()
+    assert values.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_without_a_range_nothing_is_quantized_by_chance():
+    with pytest.raises(QuantizationError, match=r"stem\.input has no range"):
+        Quantizer("stem.input", axis=None, calibrator="max")(torch.ones(3))
+
+
+@pytest.mark.parametrize("percentile", [50.0, 99.0, 99.99])
+def test_a_percentile_is_numpys_within_one_bin(percentile):
+    generator = np.random.default_rng(0)
+    # the range grows from batch to batch, from nearly nothing, and the first batch is all zeros
+    parts = [np.zeros(10_000), *(generator.normal(0, s, 50_000) for s in (1e-6, 0.1, 1.0, 5.0))]
+    calibrator = ExactHistogramCalibrator()
+    for part in parts:
+        calibrator.collect(torch.from_numpy(part).float())
+    everything = np.abs(np.concatenate(parts))
+    expected = np.percentile(everything, percentile)
+    assert calibrator.compute_amax(percentile=percentile).item() == pytest.approx(
+        expected, abs=1.01 * everything.max() / 8192
+    )
+
+
+def test_counts_beyond_single_precision_are_exact():
+    calibrator = ExactHistogramCalibrator()
+    calibrator.collect(torch.tensor([0.5, 1.0]))
+    calibrator._counts[8191] += 1 << 40
+    before = int(calibrator._counts.sum())
+    calibrator.collect(torch.full((100,), 0.25))
+    assert int(calibrator._counts.sum()) == before + 100
+
+
+def test_importing_leaves_logging_and_the_library_as_they_were():
+    code = (
+        "import logging, training.quantize\n"
+        "from pytorch_quantization.nn import TensorQuantizer\n"
+        "print(logging.getLogger().handlers, TensorQuantizer.use_fb_fake_quant)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[] False"

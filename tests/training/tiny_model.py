@@ -1,0 +1,44 @@
+"""A network of a few thousand parameters, reached as ``tiny_model:tiny``, and some that are wrong on purpose."""
+
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding="same", groups=12)
+        self.norm2 = nn.BatchNorm2d(12)
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(12 * 16, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.norm(self.stem(images)))
+        features = features + torch.nn.functional.silu(self.norm2(self.depthwise(features)))
+        return self.head(self.dropout(torch.flatten(nn.functional.adaptive_avg_pool2d(features, 4), 1)))
+
+
+def tiny(num_classes: int) -> nn.Module:
+    return Tiny(num_classes)
+
+
+def always_seven(num_classes: int) -> nn.Module:
+    return Tiny(7)
+
+
+def not_a_network(num_classes: int) -> str:
+    return "network"
+
+
+def fails(num_classes: int) -> nn.Module:
+    raise RuntimeError("out of neurons")
+
+
+class OddConv(nn.Conv2d):
+    pass
+
+
+def nothing_to_quantize(num_classes: int) -> nn.Module:
+    return nn.Sequential(OddConv(3, num_classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())

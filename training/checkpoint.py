@@ -1,0 +1,357 @@
+"""Checkpoints: our own, which say what they are, and other people's, which do not.
+
+Ours is one ``.safetensors`` file: the state dict, and in its metadata, under the key ``trtdeploy``, the JSON of
+``CheckpointFacts``. Nothing is ever unpickled but tensors and primitives (``torch.load(weights_only=True)``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from training.models import DEFAULT_MODEL, create_model
+from training.quantize import Method, quantize, reserve_ranges
+from trtdeploy import __version__
+from trtdeploy.datasets import Dataset
+from trtdeploy.errors import CheckpointError
+from trtdeploy.files import atomic_write, sha256_file
+from trtdeploy.preprocessing import Preprocessing
+
+_log = logging.getLogger(__name__)
+
+METADATA_KEY = "trtdeploy"
+Kind = Literal["float", "ptq", "qat"]
+_SHOWN_KEYS = 4
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DatasetFacts(_Facts):
+    """Which images a checkpoint was made with; the fingerprint covers every sample's split."""
+
+    name: str
+    fingerprint: str
+    split_seed: int
+
+
+class TrainingFacts(_Facts):
+    """How the weights were last trained. ``best_epoch`` 0 means that training improved on nothing it started from."""
+
+    images: int
+    epochs: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    best_epoch: int
+
+
+class CalibrationFacts(_Facts):
+    """How the ranges were found; ``image_ids_sha256`` is over the sorted identifiers, one per line."""
+
+    method: Method
+    percentile: float | None
+    images: int
+    seed: int
+    image_ids_sha256: str
+    clamped_ranges: int
+
+
+class DevMetrics(_Facts):
+    """Score on the dev split: top-1 in percent and mean cross-entropy in nats."""
+
+    top1: float
+    loss: float
+    n: int
+
+
+class CheckpointFacts(_Facts):
+    """What a checkpoint says about itself.
+
+    Attributes:
+        kind: ``float``, or INT8 fake-quantized after calibration (``ptq``) or fine-tuning (``qat``).
+        model: A name that ``training.models.create_model`` understands.
+        labels: Class names; output ``i`` scores ``labels[i]``.
+        preprocessing: How images become model input.
+        parent_sha256: Digest of the checkpoint file that this one was made from.
+        version: Of trtdeploy, when it was written.
+    """
+
+    format: Literal[1] = 1
+    kind: Kind
+    model: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    dataset: DatasetFacts | None = None
+    training: TrainingFacts | None = None
+    calibration: CalibrationFacts | None = None
+    dev: DevMetrics | None = None
+    parent_sha256: str | None = None
+    version: str = __version__
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network in evaluation mode with what is known about it; ``sha256`` is the file's."""
+
+    path: Path
+    model: nn.Module
+    facts: CheckpointFacts
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint that a command wrote; ``seconds`` is the wall time that making it took."""
+
+    path: Path
+    sha256: str
+    facts: CheckpointFacts
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        facts = self.facts.model_dump(mode="json")
+        return {"checkpoint": str(self.path), "sha256": self.sha256, "seconds": round(self.seconds, 2), **facts}
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], facts: CheckpointFacts) -> str:
+    """Write a checkpoint as a whole and return the file's SHA-256.
+
+    Raises:
+        CheckpointError: A value is not finite; nothing is written.
+    """
+    _refuse_non_finite(Path(path), state)
+    # Cloned, because safetensors refuses tensors that share memory or are not laid out in row-major order.
+    tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+    atomic_write(path, safetensors_bytes(tensors, metadata={METADATA_KEY: facts.model_dump_json()}))
+    return sha256_file(path)
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    image_size: int | None = None,
+    dataset: Dataset | None = None,
+) -> Checkpoint:
+    """Load any checkpoint strictly: every key must be there, and no other.
+
+    Args:
+        path: A ``.safetensors``, ``.pt`` or ``.pth`` file.
+        model: What the network is, for a checkpoint that does not say so.
+        image_size: Side of its square input in pixels, likewise.
+        dataset: Gives the labels, likewise.
+
+    Raises:
+        CheckpointError: The file is missing, corrupt, unsafe to load or does not fit; the message names it.
+        UsageError: ``model`` is no model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint at {path}.")
+    if path.suffix == ".safetensors":
+        state, text = _read_safetensors(path), _read_metadata(path)
+    else:
+        state, text = _read_torch(path), None
+    _refuse_non_finite(path, state)
+    if text is None:
+        facts = _facts_from_options(path, model=model, image_size=image_size, dataset=dataset)
+    else:
+        facts = _parse_facts(path, text)
+        for option, given, known in (("--model", model, facts.model), ("--image-size", image_size, _size_of(facts))):
+            if given is not None and given != known:
+                raise CheckpointError(f"{path} was made with {option} {known}, not {given}; leave the option out.")
+    network = create_model(facts.model, num_classes=len(facts.labels))
+    if facts.kind != "float":
+        quantize(network)
+        reserve_ranges(network)
+    _load_strictly(path, network, state, facts)
+    check_output_width(network, facts.preprocessing, len(facts.labels), source=str(path))
+    return Checkpoint(path=path, model=network.eval(), facts=facts, sha256=sha256_file(path))
+
+
+def split_seed_of(path: Path) -> int:
+    """Return the split seed that a checkpoint was made with, without loading its weights; 0 if it does not say.
+
+    Raises:
+        CheckpointError: The file is missing or corrupt.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return 0
+    text = _read_metadata(path)
+    facts = _parse_facts(path, text) if text is not None else None
+    return facts.dataset.split_seed if facts and facts.dataset else 0
+
+
+def dataset_facts(dataset: Dataset, *, split_seed: int) -> DatasetFacts:
+    """Describe a dataset; only the last part of its path is kept, which is all that others can use."""
+    return DatasetFacts(name=Path(dataset.name).name, fingerprint=dataset.fingerprint, split_seed=split_seed)
+
+
+def warn_of_other_splits(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    """Say so in the log if a checkpoint was trained on other splits: its training images may be tested on here."""
+    known = checkpoint.facts.dataset
+    if known is not None and known.fingerprint != dataset.fingerprint:
+        _log.warning(
+            "%s was made with other data or splits (%s, split seed %d) than the ones given; if the images are the "
+            "same, some that it was trained on may be in dev or test now",
+            checkpoint.path,
+            known.name,
+            known.split_seed,
+        )
+
+
+def default_image_size(dataset: Dataset) -> int:
+    """Return the side in pixels of model inputs where nothing says otherwise: 32 for digits (8x8 images), else 64."""
+    return 32 if dataset.name == "digits" else 64
+
+
+def check_output_width(model: nn.Module, preprocessing: Preprocessing, width: int, *, source: str) -> None:
+    """Run one black image through the network and compare what comes out with the number of labels.
+
+    Raises:
+        CheckpointError: The network cannot run on such an image, or scores another number of classes.
+    """
+    model.eval()
+    try:
+        with torch.inference_mode():
+            scores = model(torch.zeros(1, *preprocessing.sample_shape))
+    except Exception as error:  # somebody else's network may fail in any way
+        shape = list(preprocessing.sample_shape)
+        raise CheckpointError(f"{source}: the network cannot run on one image of shape {shape}: {error}.") from error
+    if not isinstance(scores, Tensor) or scores.shape != (1, width):
+        given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise CheckpointError(
+            f"{source}: the network answers one image with {given}; expected class scores of shape [1, {width}], "
+            f"one for each of the {width} labels."
+        )
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as stream:
+            yield stream
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}.") from error
+
+
+def _read_metadata(path: Path) -> str | None:
+    with _safetensors(path) as stream:
+        text: str | None = (stream.metadata() or {}).get(METADATA_KEY)
+        return text
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with _safetensors(path) as stream:
+        return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    content = load_weights_only(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(
+            f"{path} holds {type(content).__name__}; expected a state dict, bare or under 'state_dict' or 'model'."
+        )
+    strangers = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if strangers:
+        raise CheckpointError(f"{path} is not a state dict: {_list(strangers)} hold no tensor.")
+    prefix = "module."  # left by DataParallel
+    if all(key.startswith(prefix) for key in content):
+        return {key.removeprefix(prefix): value for key, value in content.items()}
+    return dict(content)
+
+
+def load_weights_only(path: Path) -> Any:
+    """Read what ``torch.save`` wrote, if it is made of tensors and primitives; no code in the file is ever run.
+
+    Raises:
+        CheckpointError: It is corrupt, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a corrupt file makes the reader fail in many ways; all of them mean the same
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be loaded as tensors only: {reason}",
+            hint="It is damaged, or a pickle that could run code, which is never done here. "
+            "Save the state dict alone: torch.save(model.state_dict(), ...), or use safetensors.",
+        ) from error
+
+
+def _facts_from_options(
+    path: Path, *, model: str | None, image_size: int | None, dataset: Dataset | None
+) -> CheckpointFacts:
+    if dataset is None:
+        raise CheckpointError(f"{path} does not say what its classes are called.", hint="Give --data for its labels.")
+    return CheckpointFacts(
+        kind="float",
+        model=model or DEFAULT_MODEL,
+        labels=dataset.classes,
+        preprocessing=Preprocessing.square(image_size or default_image_size(dataset)),
+    )
+
+
+def _parse_facts(path: Path, text: str) -> CheckpointFacts:
+    try:
+        return CheckpointFacts.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path} carries facts that this version does not understand: {where}: {first['msg']}."
+        ) from error
+
+
+def _size_of(facts: CheckpointFacts) -> int:
+    return facts.preprocessing.sample_shape[1]
+
+
+def _load_strictly(path: Path, network: nn.Module, state: Mapping[str, Tensor], facts: CheckpointFacts) -> None:
+    expected = network.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    reshaped = [
+        f"{key} is {list(state[key].shape)}, expected {list(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    problems = [
+        f"{len(keys)} {what}: {_list(keys)}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit {facts.model} with {len(facts.labels)} classes. Keys: {'; '.join(problems)}.",
+            hint="Give the --model it was trained as, and the --data it was trained on.",
+        )
+    network.load_state_dict(state, strict=True)
+
+
+def _refuse_non_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise CheckpointError(f"{path}: {len(broken)} tensors hold NaN or infinity: {_list(broken)}.")
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
+    return ", ".join(names[:_SHOWN_KEYS]) + more

@@ -1,0 +1,117 @@
+"""Batches for training: seeded order, light augmentation of the pixels, the next batch decoded in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from trtdeploy.datasets import Split
+from trtdeploy.errors import DataError
+from trtdeploy.preprocessing import Preprocessing
+
+_AHEAD = 2
+"""Batches decoded ahead of the one in use: enough to hide a slow one, little enough to hold in memory."""
+
+
+class Augmentation(BaseModel):
+    """What is changed at random in each training image.
+
+    Attributes:
+        shift_px: Largest displacement in pixels along each axis; what moves in is filled with the nearest edge pixel.
+        flip: Mirror half of the images left to right. Off by default: a mirrored digit is another sign.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shift_px: int = Field(default=0, ge=0)
+    flip: bool = False
+
+    def __call__(self, pixels: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+        """Change a batch of ``(N, height, width, channels)`` bytes; the input is left as it is."""
+        count, height, width, _ = pixels.shape
+        if self.shift_px:
+            margin = self.shift_px
+            padded = np.pad(pixels, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
+            corners = generator.integers(0, 2 * margin + 1, size=(count, 2))
+            pixels = np.stack(
+                [padded[i, top : top + height, left : left + width] for i, (top, left) in enumerate(corners)]
+            )
+        if self.flip:
+            mirrored = generator.random(count) < 0.5
+            pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
+        return pixels
+
+
+class TrainingBatches:
+    """Shuffled batches of a split, the same ones for the same seed and epoch, whatever happened before.
+
+    Args:
+        split: The samples.
+        preprocessing: How images become model input.
+        batch_size: Samples per batch. A last, smaller batch is left out, because its batch-norm statistics would be
+            noisier than all others; a split smaller than one batch makes one batch of all it has.
+        seed: Decides order and augmentation, together with the epoch.
+        augmentation: What is changed at random.
+        label_map: The model's class index for each class index of the dataset.
+
+    Raises:
+        DataError: There are fewer than 2 samples; batch norm has no statistics over one.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        label_map: Sequence[int],
+    ) -> None:
+        if len(split) < 2:
+            raise DataError(f"The split {split.name!r} has {len(split)} images; training needs at least 2.")
+        self.batch_size = min(batch_size, len(split))
+        self.steps_per_epoch = len(split) // self.batch_size
+        self._split = split
+        self._preprocessing = preprocessing
+        self._seed = seed
+        self._augmentation = augmentation
+        self._labels = np.asarray(label_map, dtype=np.int64)[split.labels]
+
+    def epoch(self, number: int, *, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the first ``steps`` batches of an epoch: images ``(N, C, H, W)`` float32 and labels ``(N,)`` int64.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+        order = np.random.default_rng([self._seed, number]).permutation(len(self._split))
+        steps = min(steps, self.steps_per_epoch)
+        with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as executor:
+
+            def submit(step: int) -> Future[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+                chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+                return executor.submit(self._load, chosen, [self._seed, number, step])
+
+            pending = [submit(step) for step in range(min(_AHEAD, steps))]
+            try:
+                for step in range(steps):
+                    images, labels = pending.pop(0).result()
+                    if step + _AHEAD < steps:
+                        pending.append(submit(step + _AHEAD))
+                    layout = torch.channels_last  # several times faster than row-major on depthwise convolutions
+                    yield torch.from_numpy(images).to(memory_format=layout), torch.from_numpy(labels)
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _load(self, chosen: NDArray[np.int64], seed: list[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        # No torch in here: one parallel operation would give this thread a second team of OpenMP workers, and more
+        # workers than cores stop spinning and fall asleep between operations, which halves the speed of training.
+        pixels = self._augmentation(self._split.pixels(self._preprocessing, chosen), np.random.default_rng(seed))
+        return self._preprocessing.normalise(pixels), self._labels[chosen]

@@ -1,0 +1,267 @@
+"""Export a checkpoint to ONNX: Q/DQ pairs where there are quantizers, checked against torch before it is written."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from training.checkpoint import Checkpoint
+from training.predict import predictor
+from training.quantize import quantizers
+from trtdeploy.datasets import Dataset, Split
+from trtdeploy.errors import ModelError, QuantizationError, RuntimeUnavailableError, UsageError
+from trtdeploy.files import atomic_write, sha256_bytes
+from trtdeploy.tensors import Array
+
+INPUT_NAME = "input"
+OUTPUT_NAME = "logits"
+BATCH_AXIS = "batch"
+OPSETS = (17, 20)
+"""Lowest and highest that are offered: TensorRT 8.6 and later read 17, torch's tracing exporter writes up to 20."""
+
+_FLOAT_TOLERANCE = 1e-3
+_QUANTIZED_TOLERANCE = 0.1
+_QUANTIZED_DISAGREEMENT = 0.02
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the ONNX file, in ONNX Runtime, is from the network that it was exported from.
+
+    Attributes:
+        images: Real images that both answered.
+        relative_error: Root mean square of the difference, divided by the standard deviation of torch's logits.
+        disagreements: Images whose top-1 differs.
+    """
+
+    images: int
+    relative_error: float
+    disagreements: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What ``export`` wrote; ``seconds`` is the wall time that it took."""
+
+    path: Path
+    sha256: str
+    opset: int
+    quantize_nodes: int
+    dequantize_nodes: int
+    parity: Parity
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {**asdict(self), "path": str(self.path), "seconds": round(self.seconds, 2)}
+
+
+def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int = 17, images: int = 64) -> Exported:
+    """Write a checkpoint as FP32 ONNX with a dynamic batch axis, provided that it answers as torch does.
+
+    Args:
+        checkpoint: Any checkpoint; a float one becomes a model without Q/DQ. Its network is laid out anew.
+        output: The ``.onnx`` file to write.
+        dataset: Gives the real images for the comparison, from its split ``calibration``.
+        opset: Version of the ONNX operators.
+        images: How many images to compare on, at most.
+
+    Raises:
+        UsageError: The opset is not offered.
+        QuantizationError: Quantizers are missing from the graph, a scale or zero-point is not what TensorRT takes, or
+            the answers differ. Nothing is written then.
+    """
+    started = time.perf_counter()
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise UsageError(f"--opset {opset} is not offered; choose from {OPSETS[0]} to {OPSETS[1]}.")
+    network = checkpoint.model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    exported = onnx.load_from_string(trace_to_onnx(network, checkpoint.facts.preprocessing.sample_shape, opset=opset))
+    enabled = sum(1 for _, quantizer in quantizers(network) if quantizer.enabled)
+    check_quantization(exported, enabled)
+    onnx.helper.set_model_props(exported, _metadata(checkpoint))
+    try:
+        onnx.checker.check_model(exported, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"The exported graph is not valid ONNX: {error}") from error
+    content = exported.SerializeToString()
+    parity = compare(content, network, dataset.split("calibration"), checkpoint, images=images)
+    require_parity(parity, quantized=enabled > 0)
+    atomic_write(output, content)
+    return Exported(
+        path=output,
+        sha256=sha256_bytes(content),
+        opset=opset,
+        quantize_nodes=_count(exported, "QuantizeLinear"),
+        dequantize_nodes=_count(exported, "DequantizeLinear"),
+        parity=parity,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def trace_to_onnx(network: nn.Module, sample_shape: tuple[int, ...], *, opset: int) -> bytes:
+    """Trace a network on one black image.
+
+    torch's newer exporter (``dynamo=True``) cannot: the fake quantization reads each range as a Python number, which
+    makes the graph depend on data.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # The ranges are constants, so tracing them as such, which this warns of, is what is wanted.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        # That exporter announces its own end, and calls functions that announce theirs.
+        for message in (".*legacy TorchScript-based ONNX.*", "The feature will be removed.*"):
+            warnings.filterwarnings("ignore", category=DeprecationWarning, message=message)
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, *sample_shape),),
+            buffer,  # type: ignore[arg-type]  # its annotation forgets streams
+            dynamo=False,
+            opset_version=opset,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_axes={INPUT_NAME: {0: BATCH_AXIS}, OUTPUT_NAME: {0: BATCH_AXIS}},
+        )
+    return buffer.getvalue()
+
+
+def check_quantization(model: onnx.ModelProto, enabled: int) -> None:
+    """Hold the Q/DQ nodes of a graph against TensorRT's rules for explicit quantization.
+
+    Every quantizer must have become one QuantizeLinear and one DequantizeLinear; zero-points are INT8 and 0; scales are
+    finite and positive ("Scale coefficients must all be positive").
+
+    Args:
+        model: The exported graph.
+        enabled: Number of quantizers that change what passes through them.
+
+    Raises:
+        QuantizationError: A rule is broken; the message names the node.
+    """
+    counts = {kind: _count(model, kind) for kind in ("QuantizeLinear", "DequantizeLinear")}
+    for kind, count in counts.items():
+        if count != enabled:
+            raise QuantizationError(
+                f"The network has {enabled} quantizers that are on, but the exported graph has {count} {kind} nodes.",
+                hint="A layer that the network does not run, or runs twice, or a pass that folded constants makes "
+                "such a difference.",
+            )
+    constants = _constants(model)
+    for node in model.graph.node:
+        if node.op_type not in counts:
+            continue
+        scale, zero_point = (constants.get(name) for name in node.input[1:3])
+        if scale is None or zero_point is None:
+            raise QuantizationError(f"{node.name}: scale or zero-point is not a constant of the graph.")
+        if scale.dtype != np.float32 or not np.isfinite(scale).all() or not (scale > 0).all():
+            raise QuantizationError(f"{node.name}: its scale is not finite, positive and float32: {scale.ravel()[:4]}.")
+        if zero_point.dtype != np.int8 or zero_point.any():
+            raise QuantizationError(f"{node.name}: its zero-point is not INT8 and 0: {zero_point.ravel()[:4]}.")
+
+
+def compare(content: bytes, network: nn.Module, split: Split, checkpoint: Checkpoint, *, images: int) -> Parity:
+    """Run the same real images through ONNX Runtime and torch.
+
+    ONNX Runtime's graph optimizations are off: they would fuse Q/DQ into integer kernels that round elsewhere, and what
+    is compared here is the graph as written.
+    """
+    chosen = range(min(images, len(split)))
+    preprocessing = checkpoint.facts.preprocessing
+    inputs = preprocessing.normalise(split.pixels(preprocessing, chosen))
+    expected = predictor(network)(inputs)
+    answered = onnx_predictor(content, optimize=False)(inputs)
+    difference = float(np.sqrt(np.mean((answered - expected) ** 2)))
+    return Parity(
+        images=len(chosen),
+        relative_error=difference / max(float(expected.std()), 1e-12),
+        disagreements=int((answered.argmax(axis=1) != expected.argmax(axis=1)).sum()),
+    )
+
+
+def require_parity(parity: Parity, *, quantized: bool) -> None:
+    """Refuse a graph that does not compute what torch computes.
+
+    A float graph must agree up to rounding. A quantized one cannot: torch multiplies by the reciprocal of the scale
+    where ONNX divides by it, and sums run in another order, so a value on the boundary between two codes now and then
+    takes the other one, a difference of one step that the layers behind it carry on. Hence no bound on single values,
+    but one on the root mean square relative to the spread of the logits (a wrong scale, weight or layout puts it near
+    1), and one on the share of images whose answer differs, with one image allowed because ties happen.
+
+    Raises:
+        QuantizationError: The difference is larger.
+    """
+    tolerance = _QUANTIZED_TOLERANCE if quantized else _FLOAT_TOLERANCE
+    allowed = max(1, int(_QUANTIZED_DISAGREEMENT * parity.images)) if quantized else 0
+    # Written so that a NaN is refused too.
+    if not parity.relative_error <= tolerance or parity.disagreements > allowed:
+        raise QuantizationError(
+            f"The exported graph does not compute what the checkpoint does: on {parity.images} real images its logits "
+            f"differ by {parity.relative_error:.3g} of their spread (at most {tolerance:g}) and {parity.disagreements} "
+            f"top-1 answers differ (at most {allowed}). Nothing was written.",
+        )
+
+
+def onnx_predictor(content: bytes, *, optimize: bool = True) -> Any:
+    """Return a function from model input ``(N, C, H, W)`` to logits ``(N, classes)``, in ONNX Runtime on the CPU.
+
+    Args:
+        content: The serialized model.
+        optimize: Leave ONNX Runtime's graph optimizations at their default.
+
+    Raises:
+        ModelError: ONNX Runtime does not accept the model.
+        RuntimeUnavailableError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise RuntimeUnavailableError("ONNX Runtime is not installed.", hint="pip install onnxruntime") from error
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # warnings about its own optimizations mean nothing to the reader
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common base class for its errors
+        raise ModelError(f"ONNX Runtime does not accept the exported model: {error}") from error
+
+    def predict(inputs: Array) -> Array:
+        logits: Array = session.run([OUTPUT_NAME], {INPUT_NAME: inputs})[0]
+        return logits
+
+    return predict
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    facts = checkpoint.facts
+    calibration = facts.calibration.model_dump(mode="json") if facts.calibration else None
+    return {
+        "trtdeploy.preprocessing": facts.preprocessing.to_json(),
+        "trtdeploy.labels": json.dumps(list(facts.labels)),
+        "trtdeploy.calibration": json.dumps(calibration),
+        "trtdeploy.checkpoint": json.dumps({"kind": facts.kind, "sha256": checkpoint.sha256, "model": facts.model}),
+    }
+
+
+def _count(model: onnx.ModelProto, kind: str) -> int:
+    return sum(node.op_type == kind for node in model.graph.node)
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, Array]:
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    constants[node.output[0]] = numpy_helper.to_array(attribute.t)
+    return constants

@@ -1,0 +1,105 @@
+"""Quantization-aware training: fine-tune a calibrated network with its quantizers on.
+
+The recipe follows the user guide of pytorch-quantization: start from a calibrated network, anneal a small learning
+rate with a cosine to 1% of it, and do not change the ranges meanwhile. Batch norm stays unfused, and its statistics are
+frozen for the last third (Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference",
+https://arxiv.org/abs/1806.08342, section 3.2.2). Dropout, stochastic depth and label smoothing are off: so short a run
+has nothing to gain from them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from training.checkpoint import (
+    Checkpoint,
+    CheckpointFacts,
+    SavedCheckpoint,
+    dataset_facts,
+    warn_of_other_splits,
+)
+from training.data import Augmentation
+from training.fit import settings_digest
+from training.loop import Observer, Schedule, finish, train
+from trtdeploy.datasets import Dataset
+from trtdeploy.errors import UsageError
+from trtdeploy.evaluation import map_labels
+
+DEFAULT_MAX_STEPS = 200
+
+
+def default_schedule(dataset: Dataset) -> Schedule:
+    """Return the schedule of ``qat`` where no option says otherwise: 200 steps, or 4 epochs of digits."""
+    digits = dataset.name == "digits"
+    batch_size = 32 if digits else 128
+    steps_per_epoch = max(1, len(dataset.split("train")) // batch_size)
+    return Schedule(
+        epochs=4 if digits else -(-DEFAULT_MAX_STEPS // steps_per_epoch),
+        max_steps=DEFAULT_MAX_STEPS,
+        batch_size=batch_size,
+        learning_rate=2e-4,
+        weight_decay=0.01,
+        warm_up=0.05,
+        freeze_batch_norm_after=2 / 3,
+        regularise=False,
+        augmentation=Augmentation(shift_px=2 if digits else 4),
+    )
+
+
+def qat(
+    dataset: Dataset,
+    start: Checkpoint,
+    output: Path,
+    *,
+    schedule: Schedule,
+    split_seed: int = 0,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> SavedCheckpoint:
+    """Fine-tune and write what scores best on the dev split; what it started from competes too.
+
+    Args:
+        dataset: Labelled images.
+        start: A ``ptq`` checkpoint, or a ``qat`` one to go on from.
+        output: The ``.safetensors`` file to write.
+        schedule: How to train.
+        split_seed: The one that the dataset was opened with.
+        resume: Continue an interrupted run.
+        observer: Is told how it goes.
+
+    Raises:
+        UsageError: The start has no ranges.
+        TrainingError: The loss is no longer finite.
+        CheckpointError: There is nothing to resume.
+    """
+    started = time.perf_counter()
+    known = start.facts
+    if known.kind == "float":
+        raise UsageError(
+            f"{start.path} is a float checkpoint; qat starts from a calibrated one.",
+            hint="Calibrate it first: python -m training calibrate",
+        )
+    warn_of_other_splits(start, dataset)
+    facts = CheckpointFacts(
+        kind="qat",
+        model=known.model,
+        labels=known.labels,
+        preprocessing=known.preprocessing,
+        dataset=dataset_facts(dataset, split_seed=split_seed),
+        calibration=known.calibration,
+        parent_sha256=start.sha256,
+    )
+    trained = train(
+        start.model,
+        dataset,
+        facts.preprocessing,
+        schedule,
+        label_map=map_labels(dataset, facts.labels),
+        output=output,
+        settings_digest=settings_digest("qat", schedule, facts),
+        resume=resume,
+        count_start=True,
+        observer=observer,
+    )
+    return finish(output, trained, schedule, facts, images=len(dataset.split("train")), started=started)

@@ -1,0 +1,78 @@
+"""Score a stage on a split and record it in the accuracy ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import CheckpointFacts
+from trtdeploy.datasets import Dataset
+from trtdeploy.evaluation import Evaluation, Progress, evaluate, map_labels, median_latency_ms
+from trtdeploy.ledger import Ledger, Stage
+from trtdeploy.tensors import Array
+
+_BATCH = 128
+
+
+def score_split(
+    predict: Callable[[Array], Array],
+    facts: CheckpointFacts,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run a network over a split of ``dataset``, whose classes are matched to the network's by name.
+
+    Raises:
+        DataError: The network does not know a class, or an image cannot be read.
+        LedgerError: An answer is not finite.
+    """
+    return evaluate(
+        predict,
+        dataset.split(split),
+        facts.preprocessing,
+        label_map=map_labels(dataset, facts.labels),
+        batch_size=_BATCH,
+        progress=progress,
+    )
+
+
+def record(
+    ledger: Path,
+    stage: Stage,
+    evaluation: Evaluation,
+    *,
+    predict: Callable[[Array], Array],
+    facts: CheckpointFacts,
+    dataset: Dataset,
+    file: Path,
+    sha256: str,
+    command: str,
+) -> dict[str, Any]:
+    """Record a stage's answers and the median latency of one image; return the record as JSON.
+
+    Raises:
+        LedgerError: The ledger holds other samples.
+    """
+    split = dataset.split("test")
+    image = facts.preprocessing.normalise(split.pixels(facts.preprocessing, [0]))
+    recorded = Ledger(ledger).record(
+        stage,
+        evaluation.outputs,
+        seconds=evaluation.seconds,
+        source={"file": str(file), "sha256": sha256, "command": command},
+        dataset={"name": Path(dataset.name).name, "fingerprint": dataset.fingerprint},
+        latency_ms=round(median_latency_ms(lambda: predict(image)), 4),
+    )
+    return recorded.model_dump(mode="json")
+
+
+def has_stage(ledger: Path, stage: Stage) -> bool:
+    """Say whether a ledger exists and holds a stage.
+
+    Raises:
+        LedgerError: The file is no ledger.
+    """
+    return ledger.exists() and stage in Ledger(ledger).stages

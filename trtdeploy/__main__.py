@@ -1,0 +1,6 @@
+"""``python -m trtdeploy``."""
+
+from trtdeploy.cli.main import main
+
+if __name__ == "__main__":
+    main()

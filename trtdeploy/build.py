@@ -1,0 +1,70 @@
+"""From an ONNX file to a plan with its manifest."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+import trtdeploy
+from trtdeploy.files import sha256_bytes
+from trtdeploy.ledger import Ledger
+from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.plan import Manifest, Plan, RuntimeFacts, SourceFacts, write_plan
+from trtdeploy.runtimes import get_runtime
+from trtdeploy.runtimes.base import BuildProgress
+from trtdeploy.runtimes.config import BuildConfig
+from trtdeploy.timing_cache import TimingCache
+
+__all__ = ["BuildConfig", "build"]
+
+
+def build(
+    model: str | Path,
+    output: str | Path,
+    config: BuildConfig | None = None,
+    *,
+    ledger: str | Path | None = None,
+    progress: BuildProgress | None = None,
+) -> Plan:
+    """Build a plan and write it with its manifest; on any error both files are as they were.
+
+    Args:
+        model: An ONNX file.
+        output: Where the plan goes; the manifest goes to ``<output>.json``.
+        config: Options; the defaults if None.
+        ledger: An accuracy ledger whose summary the manifest shall carry.
+        progress: Called with (phase, steps done, steps in all).
+
+    Raises:
+        ModelError: ``model`` is not a valid ONNX model, or the runtime refuses it.
+        BuildError: The runtime could build nothing that gives the model's answers.
+        RuntimeUnavailableError: The runtime that the config asks for is not on this machine.
+        UsageError: The config does not fit the model.
+        TimingCacheError: The timing cache cannot be locked or written.
+    """
+    config = config or BuildConfig()
+    runtime = get_runtime(config.runtime)
+    source = load_source(model)
+    summary = Ledger(ledger).summary() if ledger is not None else None
+    cache = TimingCache(config.timing_cache) if config.timing_cache is not None else None
+    built = runtime.build(source, config, cache=cache, progress=progress)
+    manifest = Manifest(
+        trtdeploy_version=trtdeploy.__version__,
+        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        runtime=RuntimeFacts.model_validate({"name": runtime.name, "version": runtime.version}),
+        device=built.device,
+        inputs=source.inputs,
+        outputs=source.outputs,
+        profiles=config.profiles,
+        precision=built.precision,
+        tactic=built.tactic,
+        plan_bytes=len(built.content),
+        plan_sha256=sha256_bytes(built.content),
+        onnx=SourceFacts(file=source.path.name, sha256=source.sha256),
+        build_config=config.model_dump(mode="json", exclude_defaults=True),
+        preprocessing=source.preprocessing,
+        labels=source.labels,
+        calibration=source.calibration,
+        ledger=summary,
+    )
+    return write_plan(output, built.content, manifest)

@@ -1,0 +1,1 @@
+"""The commands: they parse options, call the functions of the same names and print. No logic lives here."""

@@ -1,0 +1,90 @@
+"""What the commands show: progress on stderr, facts on stdout, one clear message for an error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from trtdeploy.errors import TrtDeployError
+
+INTERRUPTED_EXIT_CODE = 130
+"""128 + SIGINT, as shells report it."""
+
+
+@contextmanager
+def door() -> Iterator[None]:
+    """Turn the errors of a command into one message on stderr and its exit code, never a traceback."""
+    try:
+        yield
+    except TrtDeployError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        typer.echo(f"error: {'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r}).", err=True)
+        raise typer.Exit(TrtDeployError.exit_code) from error
+    except OSError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(TrtDeployError.exit_code) from error
+    except KeyboardInterrupt as error:
+        typer.echo(f"\n{str(error) or 'Interrupted.'}", err=True)
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
+
+
+def show_warnings() -> None:
+    """Send warnings of this project, and of nobody else, to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("trtdeploy").addHandler(handler)
+    logging.getLogger("training").addHandler(handler)
+
+
+def print_json(facts: Any) -> None:
+    """Print one JSON document on stdout."""
+    typer.echo(json.dumps(facts, indent=2))
+
+
+class Bars:
+    """Progress bars on a terminal, nothing elsewhere. Use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def update(self, label: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` steps of ``label`` are done."""
+        if not self._console.is_terminal:
+            return
+        if label not in self._tasks:
+            self._tasks[label] = self._progress.add_task(label, total=total)
+        self._progress.update(self._tasks[label], completed=done, total=total)
+
+    def labelled(self, label: str) -> Callable[[int, int], None]:
+        """Return a callback for one label."""
+        return lambda done, total: self.update(label, done, total)

@@ -1,0 +1,191 @@
+"""``trtdeploy build``, ``inspect``, ``run`` and ``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trtdeploy.cli.console import Bars, door, print_json
+
+PlanPath = Annotated[Path, typer.Argument(help="A plan; its manifest PLAN.json must lie beside it.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of one inference on a CPU [default: what the build chose]."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(build)
+    app.command("inspect")(inspect_command)
+    app.command()(run)
+    app.command()(bench)
+
+
+def build(
+    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the plan goes; its manifest goes to OUTPUT.json.")
+    ],
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="auto, onnxruntime, tensorrt or tensorrt-rtx [default: auto].")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help="NAME=MIN:OPT:MAX, for example input=1x3x224x224:8x3x224x224:32x3x224x224."),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", help="File that keeps measured timings between builds.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of one inference on a CPU [default: measured].")
+    ] = None,
+    timing_rounds: Annotated[
+        int | None, typer.Option("--timing-rounds", min=1, help="How often each candidate is timed [default: 20].")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of build options; flags win over it.")
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option("--ledger", help="Accuracy ledger to summarise in the manifest.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build a plan: optimize, measure every candidate on this machine, keep the fastest that gives the same answers."""
+    with door(), Bars() as bars:
+        from trtdeploy.build import BuildConfig
+        from trtdeploy.build import build as run_build
+        from trtdeploy.tensors import parse_shape_option
+
+        base = BuildConfig.from_yaml(config) if config else BuildConfig()
+        given: dict[str, Any] = {
+            "runtime": runtime,
+            "profiles": (dict(map(parse_shape_option, shape)),) if shape else None,
+            "timing_cache": timing_cache,
+            "threads": threads,
+            "timing_rounds": timing_rounds,
+        }
+        values = {name: getattr(base, name) for name in BuildConfig.model_fields}
+        values |= {name: value for name, value in given.items() if value is not None}
+        plan = run_build(model, output, BuildConfig(**values), ledger=ledger, progress=bars.update)
+    manifest = plan.manifest
+    if as_json:
+        print_json({"plan": str(plan.path), **manifest.model_dump(mode="json")})
+        return
+    typer.echo(f"{plan.path}: {manifest.runtime.name} {manifest.runtime.version}, {manifest.plan_bytes / 1e6:.1f} MB")
+    if manifest.tactic is not None:
+        origin = "timing cache" if manifest.tactic.cached else "measured now"
+        for name, milliseconds in sorted(manifest.tactic.milliseconds.items(), key=lambda item: item[1]):
+            typer.echo(f"  {milliseconds:8.2f} ms  {name}")
+        for name, reason in manifest.tactic.rejected.items():
+            typer.echo(f"  {'-':>8}     {name}: {reason}")
+        typer.echo(f"  chosen: {manifest.tactic.name}, {manifest.tactic.threads} thread(s); {origin}")
+
+
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="An ONNX file or a plan.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show inputs and outputs, profiles, precision, kernels and provenance."""
+    with door():
+        from trtdeploy.inspection import inspect_file
+        from trtdeploy.tensors import TensorSpec
+
+        facts = inspect_file(path)
+        if as_json:
+            print_json(facts)
+            return
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, value in facts.items():
+            if value in (None, [], {}):
+                continue
+            if name in ("inputs", "outputs"):
+                value = "\n".join(str(TensorSpec.model_validate(spec)) for spec in value)
+            table.add_row(name, _readable(value))
+        Console(soft_wrap=True, highlight=False).print(table)
+
+
+def run(
+    plan: PlanPath,
+    inputs: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            "-i",
+            help="NAME=FILE.npy, NAME=random, or NAME=IMAGE.jpg where the plan knows its preprocessing.",
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz file.")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a plan once."""
+    with door():
+        from trtdeploy.running import run_once, summarize
+
+        outputs, manifest = run_once(plan, inputs, output=output, threads=threads)
+        facts = summarize(outputs, manifest)
+        if as_json:
+            print_json(facts)
+            return
+        for name, fact in facts.items():
+            typer.echo(f"{name} {fact['dtype']}{fact['shape']}  min {fact['min']:.4g}  max {fact['max']:.4g}")
+            for row in fact.get("top", []):
+                typer.echo("  " + ", ".join(f"{entry['label']} {entry['probability']:.1%}" for entry in row))
+
+
+def bench(
+    plan: PlanPath,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", help="Batch size; give several to sweep [default: 1].")
+    ] = None,
+    contexts: Annotated[
+        list[int] | None, typer.Option("--contexts", help="Inferences at a time; give several to sweep [default: 1].")
+    ] = None,
+    threads: Threads = None,
+    warm_up: Annotated[float, typer.Option("--warm-up", min=0, help="Seconds before counting, per point.")] = 0.5,
+    duration: Annotated[float, typer.Option("--duration", help="Seconds that count, per point.")] = 3.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency percentiles and throughput of a plan on this machine."""
+    with door():
+        from trtdeploy.benchmark import bench as run_bench
+
+        console = Console(stderr=True)
+        with console.status("measuring") as status:
+            points = run_bench(
+                plan,
+                batches=batch or [1],
+                contexts=contexts or [1],
+                threads=threads,
+                warm_up_s=warm_up,
+                duration_s=duration,
+                progress=lambda point: status.update(f"measuring {point}"),
+            )
+        if as_json:
+            print_json([point.model_dump() for point in points])
+            return
+        table = Table("batch", "contexts", "samples/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "n")
+        for point in points:
+            latencies = [point.latency_ms[name].format() for name in ("p50", "p90", "p95", "p99")]
+            table.add_row(
+                str(point.batch),
+                str(point.contexts),
+                f"{point.throughput_per_s:.1f}",
+                *latencies,
+                str(point.inferences),
+            )
+        Console().print(table)
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {entry}" for key, entry in value.items() if entry not in (None, {}, []))
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

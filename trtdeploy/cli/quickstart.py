@@ -1,0 +1,7 @@
+"""``trtdeploy quickstart``."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""

@@ -1,0 +1,221 @@
+"""``trtdeploy package``, ``serve`` and ``validate``."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtdeploy.cli.console import Bars, door, print_json
+from trtdeploy.errors import GateError
+
+if TYPE_CHECKING:
+    from trtdeploy.validation import ValidationReport
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(package)
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(serve)
+    app.command()(validate)
+
+
+def package(
+    plan: Annotated[Path, typer.Argument(help="A plan; its manifest PLAN.json must lie beside it.")],
+    name: Annotated[str, typer.Option("--name", help="Model name in Triton.")],
+    repository: Annotated[Path, typer.Option("--repository", help="The model repository; made if it is not there.")],
+    version: Annotated[int | None, typer.Option("--version", help="Version [default: the next free one].")] = None,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option("--max-batch-size", min=1, help="Largest batch [default: from the plan's profiles, else 32]."),
+    ] = None,
+    instances: Annotated[int, typer.Option("--instances", min=1, help="Copies of the model that run at a time.")] = 1,
+    contexts: Annotated[int, typer.Option("--contexts", min=1, help="Execution contexts in each instance.")] = 1,
+    max_queue_delay_us: Annotated[
+        int,
+        typer.Option("--max-queue-delay-us", min=0, help="How long a request may wait for others, in microseconds."),
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Add a plan to a Triton model repository, as a new version that appears as a whole."""
+    with door():
+        from trtdeploy.triton.config import PackageOptions
+        from trtdeploy.triton.repository import package as run
+
+        packaged = run(
+            plan,
+            repository,
+            name,
+            version=version,
+            options=PackageOptions(
+                max_batch_size=max_batch_size,
+                instances=instances,
+                contexts=contexts,
+                max_queue_delay_us=max_queue_delay_us,
+            ),
+        )
+        facts = {"name": packaged.name, "version": packaged.version, "folder": str(packaged.folder)}
+        if as_json:
+            print_json(facts)
+        else:
+            typer.echo(f"{packaged.folder}: version {packaged.version}")
+
+
+def serve(
+    context: typer.Context,
+    repository: Annotated[Path, typer.Argument(help="A model repository.")],
+    tritonserver: Annotated[
+        Path | None,
+        typer.Option("--tritonserver", help="The server [default: PATH, the container's place, nvidia-pytriton's]."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option("--http-port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option("--grpc-port", min=0, max=65535, help="0 takes a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="0 takes a free one.")] = 8002,
+    ready_timeout: Annotated[
+        float, typer.Option("--ready-timeout", help="Seconds until all models must be ready.")
+    ] = 120.0,
+    drain_timeout: Annotated[
+        float, typer.Option("--drain-timeout", help="Seconds for running requests at the end.")
+    ] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a model repository with Triton until Ctrl-C or SIGTERM; its log goes to stderr.
+
+    Prints one line that begins with "ready" when every model is. What follows "--" goes to tritonserver as it is.
+    """
+    with door():
+        from trtdeploy.triton.installation import find_tritonserver
+        from trtdeploy.triton.server import TritonServer
+
+        signal.signal(signal.SIGTERM, _interrupt)
+        server = TritonServer(
+            repository,
+            find_tritonserver(tritonserver),
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            log=lambda line: typer.echo(line, err=True),
+            options=context.args,
+            ready_timeout_s=ready_timeout,
+            drain_timeout_s=drain_timeout,
+        )
+        with server:
+            if as_json:
+                print_json({"http": server.http_url, "grpc": server.grpc_url, "models": server.models})
+            else:
+                typer.echo(f"ready: {', '.join(server.models)} at {server.http_url} and {server.grpc_url}")
+            try:
+                server.wait()
+            except KeyboardInterrupt:
+                typer.echo("stopping", err=True)
+
+
+def validate(
+    data: Annotated[
+        str, typer.Option("--data", help="digits, or a folder or archive of <split>/<class>/*.jpg or *.png.")
+    ],
+    url: Annotated[
+        str | None, typer.Option("--url", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model name on the server.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Validate a plan here, without a server.")] = None,
+    version: Annotated[str, typer.Option("--version", help="Version [default: the server's choice].")] = "",
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="ONNX file to run here on the same inputs and compare with.")
+    ] = None,
+    preprocessing: Annotated[
+        Path | None, typer.Option("--preprocessing", help="JSON specification [default: what the model carries].")
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option("--ledger", help="Record the stage here; its float stage is the baseline of the drop."),
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="Largest allowed drop of top-1, in percentage points.")
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option("--min-agreement", help="Smallest allowed agreement with the reference, in percent.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per request.")] = 1,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight.")] = 4,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that one request may take.")] = 30.0,
+    split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Of splits that are drawn.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check accuracy, agreement and latency of what is served; exit code 1 if a gate does not hold."""
+    with door(), Bars() as bars:
+        from trtdeploy.datasets import open_dataset
+        from trtdeploy.engine import Engine
+        from trtdeploy.errors import UsageError
+        from trtdeploy.ledger import Ledger
+        from trtdeploy.preprocessing import Preprocessing
+        from trtdeploy.triton.client import connect
+        from trtdeploy.triton.served import ServedTarget
+        from trtdeploy.validation import PlanTarget, Target, ValidationOptions
+        from trtdeploy.validation import validate as run
+
+        options = ValidationOptions(
+            preprocessing=Preprocessing.from_json(preprocessing.read_text()) if preprocessing else None,
+            reference=reference,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            batch_size=batch_size,
+            concurrency=concurrency,
+        )
+        with ExitStack() as stack:
+            target: Target
+            if url is not None and model is not None and plan is None:
+                target = ServedTarget(stack.enter_context(connect(url, timeout_s=timeout)), model, version)
+            elif plan is not None and url is None and model is None:
+                engine = stack.enter_context(Engine.load(plan, contexts=concurrency, timeout_s=timeout))
+                target = PlanTarget(engine, plan)
+            else:
+                raise UsageError("Give --url and --model to validate a server, or --plan to validate a plan here.")
+            dataset = stack.enter_context(open_dataset(data, split_seed=split_seed))
+            report = run(
+                target,
+                dataset,
+                options,
+                ledger=Ledger(ledger) if ledger is not None else None,
+                progress=bars.labelled("validating"),
+            )
+    if as_json:
+        print_json({**report.model_dump(mode="json"), "passed": report.passed})
+    else:
+        typer.echo(_as_text(report))
+    if not report.passed:
+        raise typer.Exit(GateError.exit_code)
+
+
+def _as_text(report: ValidationReport) -> str:
+    lines = [
+        f"{report.name}{' version ' + report.version if report.version else ''}: {report.n} samples, "
+        f"{report.throughput_per_s:.1f} per second with {report.concurrency} requests of {report.batch_size} in flight",
+        f"top-1       {report.top1.format()} %",
+    ]
+    if report.drop is not None and report.baseline is not None:
+        lines.append(
+            f"drop        {report.drop:+.2f} points from {report.baseline['top1']:.2f} ({report.baseline['name']})"
+        )
+    if report.agreement is not None:
+        lines.append(f"agreement   {report.agreement:.2f} % with {report.reference}")
+    lines.append(
+        "latency     " + ", ".join(f"{name} {value.value:.2f} ms" for name, value in report.latency_ms.items())
+    )
+    for gate in report.gates:
+        verdict = "passed" if gate.passed else "FAILED"
+        lines.append(f"{verdict}      {gate.name} {gate.value:.2f}, limit {gate.limit:g}")
+    return "\n".join(lines)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl-C."""
+    raise KeyboardInterrupt("Stopped.")

@@ -1,0 +1,292 @@
+"""A loaded plan with a pool of execution contexts, usable from many threads and from asyncio at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from trtdeploy.engine.arrays import as_host_arrays
+from trtdeploy.engine.lease import Lease
+from trtdeploy.engine.memory import MemoryReport
+from trtdeploy.engine.pool import FairPool
+from trtdeploy.errors import UsageError
+from trtdeploy.plan import Manifest, read_manifest, read_plan
+from trtdeploy.runtimes import get_runtime
+from trtdeploy.runtimes.base import ExecutionContext, LoadedEngine
+from trtdeploy.tensors import Array, TensorSpec, check_inputs
+
+
+class _EngineDefault:
+    """Stands for "what the engine was loaded with" where None already means "for ever"."""
+
+
+_DEFAULT: Final = _EngineDefault()
+Timeout = float | None | _EngineDefault
+
+
+class Engine:
+    """A plan, ready to run. Make one with ``Engine.load``; use it as a context manager or call ``close``.
+
+    Thread safety: every method may be called from any thread at any time. Requests get a context in the order in which
+    they ask for one. Each inference has its context to itself, and its outputs are new arrays that stay valid for as
+    long as they are held.
+    """
+
+    def __init__(
+        self, loaded: LoadedEngine, manifest: Manifest, *, contexts: int, timeout_s: float | None, queue_size: int
+    ) -> None:
+        self.manifest = manifest
+        self._loaded = loaded
+        self._contexts = [loaded.create_context() for _ in range(contexts)]
+        self._pool = FairPool(range(contexts), what="execution context")
+        self._queue = FairPool(range(contexts + queue_size), what="place in the queue")
+        self._executor = ThreadPoolExecutor(contexts, thread_name_prefix="trtdeploy-engine")
+        self._timeout_s = timeout_s
+        self._in_flight_bytes = [0] * contexts
+        self._queued_bytes: dict[int, int] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        contexts: int = 1,
+        threads: int | None = None,
+        timeout_s: float | None = 30.0,
+        queue_size: int = 256,
+    ) -> Engine:
+        """Load a plan.
+
+        Args:
+            path: The plan; its manifest must lie beside it.
+            contexts: How many inferences may run at the same time.
+            threads: Threads of one inference, on a CPU. None takes what the build measured as fastest, divided among
+                the contexts.
+            timeout_s: How long a request waits for a context before it fails; None waits for ever.
+            queue_size: How many requests of ``submit`` and ``ainfer`` may wait for a context.
+
+        Raises:
+            PlanCorruptError: Plan or manifest is missing, damaged, or they do not belong together.
+            PlanIncompatibleError: The plan was built for another runtime version or another machine.
+            RuntimeUnavailableError: The plan's runtime is not installed.
+            UsageError: An argument is out of range.
+        """
+        if contexts < 1 or queue_size < 0 or (threads is not None and threads < 1):
+            raise UsageError(
+                f"contexts={contexts}, threads={threads} and queue_size={queue_size}: contexts and threads must be at "
+                "least 1, queue_size at least 0."
+            )
+        # The manifest first: it says which runtime may see the bytes, and whether at all.
+        manifest = read_manifest(path)
+        runtime = get_runtime(manifest.runtime.name)
+        runtime.check(manifest)
+        content, manifest = read_plan(path)
+        if threads is None and contexts > 1 and manifest.tactic is not None:
+            threads = max(1, manifest.tactic.threads // contexts)
+        loaded = runtime.load(content, manifest, threads=threads)
+        return cls(loaded, manifest, contexts=contexts, timeout_s=timeout_s, queue_size=queue_size)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the plan takes; -1 in a shape is a size chosen per call."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the plan gives."""
+        return self.manifest.outputs
+
+    @property
+    def contexts(self) -> int:
+        """How many inferences may run at the same time."""
+        return len(self._contexts)
+
+    def infer(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> dict[str, Array]:
+        """Run once in the calling thread and return the outputs by name.
+
+        Args:
+            inputs: Arrays by name: numpy, or anything with DLPack in host memory. Dtypes must match exactly.
+            timeout_s: How long to wait for a context; None waits for ever.
+
+        Raises:
+            InputError: An input has the wrong name (``InputNameError``), type or dtype (``DtypeError``) or shape
+                (``ShapeError``); nothing has run.
+            EngineBusyError: No context became free in time.
+            EngineClosedError: The engine is closed.
+            InferenceError: The runtime failed.
+        """
+        return self._run(self._check(inputs), self._seconds(timeout_s))
+
+    def submit(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> Future[dict[str, Array]]:
+        """Queue one inference and return its future. The inputs are copied: they may be changed at once.
+
+        Waits only while the queue is full. The future may be cancelled until it starts.
+
+        Raises:
+            InputError: As ``infer``, at once and not in the future.
+            EngineBusyError: The queue stayed full for ``timeout_s``; in the future: no context became free by then.
+            EngineClosedError: The engine is closed.
+        """
+        seconds = self._seconds(timeout_s)
+        deadline = _deadline(seconds)
+        arrays = self._snapshot(inputs)
+        return self._dispatch(arrays, self._queue.acquire(seconds), deadline, seconds)
+
+    async def ainfer(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> dict[str, Array]:
+        """Run once without blocking the event loop. Raises what ``infer`` raises."""
+        seconds = self._seconds(timeout_s)
+        deadline = _deadline(seconds)
+        arrays = self._snapshot(inputs)
+        waiter = self._queue.request()
+        try:
+            slot = await asyncio.wait_for(asyncio.wrap_future(waiter), seconds)
+        except BaseException as error:
+            # Cancelled or too late: a place that was given to us all the same goes to the next.
+            if not waiter.cancel() and waiter.exception() is None:
+                self._queue.release(waiter.result())
+            if isinstance(error, asyncio.TimeoutError):
+                raise self._queue.busy(seconds) from None
+            raise
+        return await asyncio.wrap_future(self._dispatch(arrays, slot, deadline, seconds))
+
+    def map(self, batches: Iterable[Mapping[str, Any]], *, in_flight: int | None = None) -> Iterator[dict[str, Array]]:
+        """Run many inferences, several at a time, and yield their outputs in the order of the inputs.
+
+        Args:
+            batches: Inputs of one inference each; read only as far ahead as ``in_flight``.
+            in_flight: How many may be queued or running; twice the contexts if None.
+
+        Raises:
+            UsageError: ``in_flight`` is less than 1.
+            TrtDeployError: What ``infer`` raises, when the turn of that inference has come.
+        """
+        limit = 2 * self.contexts if in_flight is None else in_flight
+        if limit < 1:
+            raise UsageError(f"in_flight={in_flight}: at least 1 is needed.")
+        return self._map(iter(batches), limit)
+
+    @contextmanager
+    def lease(self, *, timeout_s: Timeout = _DEFAULT) -> Iterator[Lease]:
+        """Have one context alone for the length of a ``with`` block.
+
+        Raises:
+            EngineBusyError: No context became free in time.
+            EngineClosedError: The engine is closed.
+        """
+        index = self._pool.acquire(self._seconds(timeout_s))
+        lease = Lease(
+            self._contexts[index],
+            inputs=self.inputs,
+            outputs=self.outputs,
+            profiles=self.manifest.profiles,
+        )
+        try:
+            yield lease
+        finally:
+            lease.end()
+            self._pool.release(index)
+
+    def memory_report(self) -> MemoryReport:
+        """Return the bytes that the engine holds now, by owner."""
+        return MemoryReport(
+            runtime=self._loaded.memory(),
+            in_flight=tuple(self._in_flight_bytes),
+            queued=sum(list(self._queued_bytes.values())),
+        )
+
+    def close(self, *, timeout_s: float | None = 30.0) -> None:
+        """Wait for running inferences, fail those that wait with ``EngineClosedError``, and release everything.
+
+        Closing twice does nothing.
+
+        Raises:
+            EngineBusyError: An inference or a lease did not end within ``timeout_s``; the engine takes no requests any
+                more, and ``close`` may be called again.
+        """
+        self._queue.refuse()
+        self._pool.refuse()
+        self._pool.drain(timeout_s)
+        self._executor.shutdown(wait=True)
+        for context in self._contexts:
+            context.close()
+        self._contexts.clear()
+        self._loaded.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _check(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        return check_inputs(as_host_arrays(inputs), self.inputs, self.manifest.profiles)
+
+    def _snapshot(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        return {name: array.copy() for name, array in self._check(inputs).items()}
+
+    def _seconds(self, timeout_s: Timeout) -> float | None:
+        return self._timeout_s if isinstance(timeout_s, _EngineDefault) else timeout_s
+
+    def _run(self, arrays: dict[str, Array], timeout_s: float | None) -> dict[str, Array]:
+        index = self._pool.acquire(timeout_s)
+        self._in_flight_bytes[index] = _nbytes(arrays)
+        try:
+            return self._context(index).execute(arrays)
+        finally:
+            self._in_flight_bytes[index] = 0
+            self._pool.release(index)
+
+    def _context(self, index: int) -> ExecutionContext:
+        return self._contexts[index]
+
+    def _dispatch(
+        self, arrays: dict[str, Array], slot: int, deadline: float | None, timeout_s: float | None
+    ) -> Future[dict[str, Array]]:
+        """Hand checked inputs to a worker thread; the place in the queue is free again when the future is done."""
+        self._queued_bytes[slot] = _nbytes(arrays)
+
+        def leave_queue(_: object) -> None:
+            self._queued_bytes.pop(slot, None)
+            self._queue.release(slot)
+
+        def work() -> dict[str, Array]:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                raise self._pool.busy(timeout_s)
+            return self._run(arrays, remaining)
+
+        try:
+            future = self._executor.submit(work)
+        except RuntimeError:
+            # the executor has been shut down between the two
+            leave_queue(None)
+            raise self._pool.closed_error() from None
+        future.add_done_callback(leave_queue)
+        return future
+
+    def _map(self, batches: Iterator[Mapping[str, Any]], limit: int) -> Iterator[dict[str, Array]]:
+        running: deque[Future[dict[str, Array]]] = deque()
+        try:
+            for batch in batches:
+                running.append(self.submit(batch, timeout_s=None))
+                if len(running) == limit:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def _nbytes(arrays: Mapping[str, Array]) -> int:
+    return sum(array.nbytes for array in arrays.values())

@@ -1,0 +1,85 @@
+"""A context that one caller has for itself for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trtdeploy.engine.arrays import as_host_arrays
+from trtdeploy.errors import DtypeError, EngineClosedError, InputNameError, ShapeError
+from trtdeploy.runtimes.base import ExecutionContext
+from trtdeploy.tensors import Array, Profile, TensorSpec, check_inputs
+
+
+class Lease:
+    """Exclusive use of one execution context: own output buffers, no pool in between.
+
+    One thread at a time may use it. It ends with the ``with`` block of ``Engine.lease``.
+
+    Attributes:
+        inputs: What the plan takes.
+        outputs: What it gives.
+    """
+
+    def __init__(
+        self,
+        context: ExecutionContext,
+        *,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        profiles: Sequence[Profile],
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._profiles = profiles
+        self._context: ExecutionContext | None = context
+
+    def execute(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """Run once; the outputs are new arrays.
+
+        Raises:
+            InputError: An input has the wrong name, type, dtype or shape.
+            InferenceError: The runtime failed.
+            EngineClosedError: The lease has ended.
+        """
+        context = self._live_context()
+        return context.execute(check_inputs(as_host_arrays(inputs), self.inputs, self._profiles))
+
+    def execute_into(self, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
+        """Run once and write every output into an array of the caller: nothing is allocated or copied.
+
+        Args:
+            inputs: Input arrays by name.
+            outputs: A writable, C-contiguous array for every output, of its dtype and of the shape that these inputs
+                lead to.
+
+        Raises:
+            InputError: An array has the wrong name, type, dtype or shape.
+            InferenceError: The runtime failed, or an output's shape is not the one that the inputs lead to.
+            EngineClosedError: The lease has ended.
+        """
+        context = self._live_context()
+        if set(outputs) != {spec.name for spec in self.outputs}:
+            raise InputNameError(
+                f"Output arrays {sorted(outputs)} were given; this engine gives {sorted(s.name for s in self.outputs)}."
+            )
+        for spec in self.outputs:
+            array = outputs[spec.name]
+            if array.dtype != np.dtype(spec.dtype):
+                raise DtypeError(f"Output array {spec.name!r} has dtype {array.dtype}; the engine gives {spec.dtype}.")
+            if not array.flags.c_contiguous or not array.flags.writeable:
+                raise ShapeError(f"Output array {spec.name!r} must be C-contiguous and writable.")
+        context.execute_into(check_inputs(as_host_arrays(inputs), self.inputs, self._profiles), outputs)
+
+    def end(self) -> ExecutionContext:
+        """Take the context away from the lease."""
+        context = self._live_context()
+        self._context = None
+        return context
+
+    def _live_context(self) -> ExecutionContext:
+        if self._context is None:
+            raise EngineClosedError("This lease has ended.", hint="Use it inside of its with block.")
+        return self._context

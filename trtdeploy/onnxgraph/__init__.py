@@ -1,0 +1,1 @@
+"""Reading and rewriting ONNX graphs: inputs and outputs, metadata, Q/DQ pairs."""

@@ -1,0 +1,199 @@
+"""Q/DQ pairs of an ONNX graph: which layers they quantize, and folding those of the weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from trtdeploy.errors import ModelError
+from trtdeploy.tensors import Array
+
+WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+class Graph:
+    """Look-ups over one ONNX graph: who makes a tensor, who reads it, what is constant."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.producer = {output: node for node in graph.node for output in node.output if output}
+        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in node.input:
+                self.consumers[name].append(node)
+        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+
+    def constant(self, name: str) -> Array | None:
+        """Return the value of an initializer or a Constant node's output, else None."""
+        if name in self._initializers:
+            return _array(self._initializers[name])
+        node = self.producer.get(name)
+        if node is not None and node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    return _array(attribute.t)
+        return None
+
+    def maker(self, name: str, op_type: str) -> onnx.NodeProto | None:
+        """Return the node that makes ``name`` if it is of ``op_type``."""
+        node = self.producer.get(name)
+        return node if node is not None and node.op_type == op_type else None
+
+
+@dataclass(frozen=True)
+class QuantizationCount:
+    """How much of a graph is quantized."""
+
+    weighted_layers: int
+    quantized_layers: int
+    pairs: int
+
+
+def count_quantized(model: onnx.ModelProto) -> QuantizationCount:
+    """Count layers with constant weights, those of them that Q/DQ quantizes, and all DequantizeLinear nodes."""
+    graph = Graph(model.graph)
+    weighted = quantized = 0
+    for node in model.graph.node:
+        if node.op_type not in WEIGHTED_OPS:
+            continue
+        from_dq = [graph.maker(name, "DequantizeLinear") is not None for name in node.input[:2]]
+        constant = [_is_constant_weight(graph, name) for name in node.input[:2]]
+        if not any(constant):
+            continue
+        weighted += 1
+        quantized += all(from_dq)
+    pairs = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    return QuantizationCount(weighted, quantized, pairs)
+
+
+def fold_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """Replace the Q/DQ (or DQ) of every constant by the float values that it stands for.
+
+    The numbers are the ones that QuantizeLinear and DequantizeLinear define: round half to even, saturate, multiply by
+    the scale (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html). So the outputs of the model stay the same.
+
+    Returns:
+        A new model and the number of constants that were folded.
+
+    Raises:
+        ModelError: A scale or zero-point of a constant has an impossible shape.
+    """
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    graph = Graph(folded.graph)
+    replaced: dict[str, Array] = {}
+    for node in folded.graph.node:
+        if node.op_type != "DequantizeLinear":
+            continue
+        values = _dequantized_constant(graph, node)
+        if values is not None:
+            replaced[node.output[0]] = values
+    nodes = [node for node in folded.graph.node if node.output[0] not in replaced]
+    del folded.graph.node[:]
+    folded.graph.node.extend(nodes)
+    folded.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in replaced.items())
+    remove_unused(folded.graph)
+    return folded, len(replaced)
+
+
+def remove_unused(graph: onnx.GraphProto) -> None:
+    """Drop nodes and initializers that no output depends on."""
+    needed = {output.name for output in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if any(output in needed for output in node.output):
+            kept.append(node)
+            needed.update(node.input)
+            needed.update(_outer_names(node))
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+
+
+def _array(tensor: onnx.TensorProto) -> Array:
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def _outer_names(node: onnx.NodeProto) -> set[str]:
+    """Return every name that the node's subgraphs read: some come from the enclosing graph."""
+    names: set[str] = set()
+    for attribute in node.attribute:
+        for subgraph in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+            names.update(output.name for output in subgraph.output)
+            for inner in subgraph.node:
+                names.update(inner.input)
+                names |= _outer_names(inner)
+    return names
+
+
+def _is_constant_weight(graph: Graph, name: str) -> bool:
+    if graph.constant(name) is not None:
+        return True
+    dequantize = graph.maker(name, "DequantizeLinear")
+    if dequantize is None:
+        return False
+    source = dequantize.input[0]
+    quantize = graph.maker(source, "QuantizeLinear")
+    return graph.constant(quantize.input[0] if quantize is not None else source) is not None
+
+
+def _dequantized_constant(graph: Graph, dequantize: onnx.NodeProto) -> Array | None:
+    """Return what a DequantizeLinear of a constant computes, or None if its input is not constant."""
+    scale = graph.constant(dequantize.input[1])
+    if scale is None or _attribute(dequantize, "block_size", 0):
+        return None
+    codes = graph.constant(dequantize.input[0])
+    if codes is None:
+        quantize = graph.maker(dequantize.input[0], "QuantizeLinear")
+        if quantize is None or _attribute(quantize, "block_size", 0):
+            return None
+        weights = graph.constant(quantize.input[0])
+        quantize_scale = graph.constant(quantize.input[1])
+        zero_point = _zero_point(graph, quantize)
+        if (
+            weights is None
+            or quantize_scale is None
+            or zero_point is None
+            or zero_point.dtype not in (np.int8, np.uint8)
+        ):
+            return None
+        limits = np.iinfo(zero_point.dtype)
+        axis = _attribute(quantize, "axis", 1)
+        rounded = np.rint(weights / _along_axis(quantize_scale, weights, axis))
+        codes = np.clip(rounded + _along_axis(zero_point, weights, axis), limits.min, limits.max)
+    zero_point = _zero_point(graph, dequantize)
+    axis = _attribute(dequantize, "axis", 1)
+    offset = 0 if zero_point is None else _along_axis(zero_point.astype(np.float32), codes, axis)
+    values: Array = ((codes.astype(np.float32) - offset) * _along_axis(scale, codes, axis)).astype(scale.dtype)
+    return values
+
+
+def _zero_point(graph: Graph, node: onnx.NodeProto) -> Array | None:
+    if len(node.input) < 3 or not node.input[2]:
+        # ONNX: without a zero-point the quantized type is uint8
+        return np.zeros((), np.uint8) if node.op_type == "QuantizeLinear" else None
+    return graph.constant(node.input[2])
+
+
+def _along_axis(values: Array, target: Array, axis: int) -> Array:
+    if values.size == 1:
+        return values.reshape(())
+    axis = axis % target.ndim
+    if values.ndim != 1 or values.shape[0] != target.shape[axis]:
+        raise ModelError(
+            f"A scale or zero-point of shape {list(values.shape)} does not fit axis {axis} of {list(target.shape)}."
+        )
+    return values.reshape([-1 if index == axis else 1 for index in range(target.ndim)])
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return int(attribute.i)
+    return default

@@ -1,0 +1,130 @@
+"""An ONNX file as it came, checked, with what trtdeploy's metadata says about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from trtdeploy.errors import DtypeError, ModelError, UsageError
+from trtdeploy.files import sha256_bytes
+from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.tensors import DYNAMIC, TensorSpec, dtype_from_onnx
+
+PREPROCESSING_KEY = "trtdeploy.preprocessing"
+LABELS_KEY = "trtdeploy.labels"
+CALIBRATION_KEY = "trtdeploy.calibration"
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A checked ONNX model.
+
+    Attributes:
+        path: The file.
+        sha256: Digest of the file.
+        proto: The parsed model; treat it as read-only.
+        inputs: What a caller has to give.
+        outputs: What comes back.
+        preprocessing: From the metadata, if it is there.
+        labels: Class names from the metadata, if they are there.
+        calibration: How the ranges were found, from the metadata, if it is there.
+    """
+
+    path: Path
+    sha256: str
+    proto: onnx.ModelProto
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...] | None
+    calibration: dict[str, Any] | None
+
+
+def load_source(path: str | Path) -> SourceModel:
+    """Read and check an ONNX file.
+
+    Raises:
+        ModelError: There is no such file, it is no ONNX model, or the model breaks ONNX's rules.
+    """
+    source = Path(path)
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise ModelError(f"The ONNX file {source} cannot be read: {error}.") from error
+    try:
+        proto = onnx.load_model_from_string(content)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(
+            f"{source} is not an ONNX model: it cannot be parsed ({error}).",
+            hint="It may be truncated, or a checkpoint; export one with: python -m training export",
+        ) from error
+    # Many byte strings parse as an empty message: protobuf has no magic number.
+    if not proto.graph.node or not proto.opset_import:
+        raise ModelError(f"{source} is not an ONNX model: it has no graph.")
+    try:
+        onnx.checker.check_model(str(source))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{source} breaks ONNX's rules: {_first_lines(error)}") from error
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    try:
+        return SourceModel(
+            path=source,
+            sha256=sha256_bytes(content),
+            proto=proto,
+            inputs=tuple(_spec(value) for value in proto.graph.input if value.name not in initializers),
+            outputs=tuple(_spec(value) for value in proto.graph.output),
+            preprocessing=_preprocessing(metadata),
+            labels=_labels(metadata),
+            calibration=_json_object(metadata, CALIBRATION_KEY),
+        )
+    except (DtypeError, UsageError) as error:
+        raise ModelError(f"{source}: {error}") from error
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    if not value.type.HasField("tensor_type"):
+        raise ModelError(f"{value.name!r} is not a tensor; sequences, maps and optionals are not supported.")
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else DYNAMIC for dim in tensor.shape.dim)
+    return TensorSpec(name=value.name, dtype=dtype_from_onnx(tensor.elem_type), shape=shape)
+
+
+def _preprocessing(metadata: dict[str, str]) -> Preprocessing | None:
+    text = metadata.get(PREPROCESSING_KEY)
+    return Preprocessing.from_json(text) if text is not None else None
+
+
+def _labels(metadata: dict[str, str]) -> tuple[str, ...] | None:
+    text = metadata.get(LABELS_KEY)
+    if text is None:
+        return None
+    try:
+        labels = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"metadata {LABELS_KEY} is not JSON: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UsageError(f"metadata {LABELS_KEY} is not a list of names.")
+    return tuple(labels)
+
+
+def _json_object(metadata: dict[str, str], key: str) -> dict[str, Any] | None:
+    text = metadata.get(key)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"metadata {key} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"metadata {key} is not a JSON object.")
+    return value
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:count])

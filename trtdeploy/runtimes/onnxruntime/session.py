@@ -1,0 +1,66 @@
+"""Making inference sessions, and turning ONNX Runtime's exceptions into ours."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+Session = Any  # onnxruntime ships no types
+
+OPTIMIZE_ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+OPTIMIZE_PORTABLE = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+OPTIMIZE_NOTHING = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+_ERRORS_ONLY = 3
+
+
+def make_session(
+    model: bytes | str,
+    *,
+    threads: int = 1,
+    optimization: Any = OPTIMIZE_NOTHING,
+    entries: Mapping[str, str] | None = None,
+    save_optimized: Path | None = None,
+) -> Session:
+    """Load a model for the CPU.
+
+    Args:
+        model: Serialized ONNX, or the path of a file.
+        threads: Threads of one inference.
+        optimization: One of the ``OPTIMIZE_`` levels.
+        entries: Session configuration entries by name.
+        save_optimized: Where to write the optimized graph.
+
+    Raises:
+        RuntimeError, ValueError: ONNX Runtime refuses the model; its exceptions derive from these.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = optimization
+    options.log_severity_level = _ERRORS_ONLY
+    # Threads that spin while they wait take the processor from every other context and process on the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in (entries or {}).items():
+        options.add_session_config_entry(name, value)
+    if save_optimized is not None:
+        options.optimized_model_filepath = str(save_optimized)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def optimize_offline(model: bytes, *, optimization: Any, entries: Mapping[str, str]) -> bytes:
+    """Return the graph that ONNX Runtime makes of ``model``, serialized."""
+    with tempfile.TemporaryDirectory(prefix="trtdeploy-build-") as folder:
+        target = Path(folder) / "optimized.onnx"
+        make_session(model, optimization=optimization, entries=entries, save_optimized=target)
+        return target.read_bytes()
+
+
+def first_line(error: Exception) -> str:
+    """Return the part of ONNX Runtime's message that says what is wrong."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find ..."
+    return text.split(" : ", 3)[-1]

@@ -1,0 +1,240 @@
+"""One small client over tritonclient's HTTP and gRPC clients, with our errors and the facts that packaging left."""
+
+from __future__ import annotations
+
+import json
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from trtdeploy.errors import RuntimeUnavailableError, ServerError, UsageError
+from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
+from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.tensors import Array, TensorSpec, dtype_from_triton, dtype_to_triton
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a server says of one model.
+
+    Attributes:
+        name: Its name.
+        version: The version that answers.
+        inputs: Inputs with the batch dimension, -1 where dynamic.
+        outputs: Outputs, likewise.
+        max_batch_size: Largest batch of one request; 0 where the first dimension is not a batch.
+        preprocessing: How images become its input, if it was packaged with that.
+        labels: Its class names, if it was packaged with them.
+    """
+
+    name: str
+    version: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...] | None
+
+
+class InferenceClient(ABC):
+    """A connection to one server, usable from several threads. Use it as a context manager, or call ``close``.
+
+    Args:
+        address: ``host:port``.
+        timeout_s: How long one request may take.
+    """
+
+    scheme: str
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+
+    @property
+    def url(self) -> str:
+        """Where requests go."""
+        return f"{self.scheme}://{self.address}"
+
+    def describe(self, name: str, version: str = "") -> ServedModel:
+        """Ask the server about a model.
+
+        Raises:
+            ServerError: The server does not answer, or the model is not ready.
+        """
+        metadata, config = self._ask(lambda: self._metadata_and_config(name, version))
+        parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
+        labels = parameters.get(LABELS_KEY)
+        preprocessing = parameters.get(PREPROCESSING_KEY)
+        return ServedModel(
+            name=name,
+            version=version or str(max(map(int, metadata.get("versions", ["1"])))),
+            inputs=tuple(_spec(tensor) for tensor in metadata["inputs"]),
+            outputs=tuple(_spec(tensor) for tensor in metadata["outputs"]),
+            max_batch_size=int(config.get("max_batch_size", 0)),
+            preprocessing=Preprocessing.from_json(preprocessing) if preprocessing is not None else None,
+            labels=tuple(json.loads(labels)) if labels is not None else None,
+        )
+
+    def infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Send one request and wait for its answer.
+
+        Raises:
+            ServerError: The server refuses it, does not answer in time, or the connection broke.
+        """
+        outputs: dict[str, Array] = self._ask(lambda: self._infer(model, inputs))
+        return outputs
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection."""
+
+    def __enter__(self) -> InferenceClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _metadata_and_config(self, name: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]: ...
+
+    @abstractmethod
+    def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    def _ask(self, call: Any) -> Any:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return call()
+        except InferenceServerException as error:
+            raise ServerError(f"The server at {self.url} refused: {error.message()}") from error
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise ServerError(
+                f"The server at {self.url} gave no usable answer: {type(error).__name__}: {error}",
+                hint="Is it running, and is this its port for this protocol?",
+            ) from error
+
+
+class GrpcClient(InferenceClient):
+    """Over gRPC; one channel serves all threads."""
+
+    scheme = "grpc"
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        super().__init__(address, timeout_s=timeout_s)
+        import tritonclient.grpc
+
+        self._module = tritonclient.grpc
+        self._client = tritonclient.grpc.InferenceServerClient(address)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _metadata_and_config(self, name: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        metadata = self._client.get_model_metadata(name, version, as_json=True, client_timeout=self.timeout_s)
+        config = self._client.get_model_config(name, version, as_json=True, client_timeout=self.timeout_s)
+        return metadata, config["config"]
+
+    def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        answer = self._client.infer(
+            model.name,
+            _tensors(self._module, inputs),
+            model_version=model.version,
+            outputs=[self._module.InferRequestedOutput(spec.name) for spec in model.outputs],
+            client_timeout=self.timeout_s,
+        )
+        return _outputs(model.outputs, answer)
+
+
+class HttpClient(InferenceClient):
+    """Over HTTP; tritonclient's HTTP client is bound to its thread, so every thread gets its own."""
+
+    scheme = "http"
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        super().__init__(address, timeout_s=timeout_s)
+        import tritonclient.http
+
+        self._module = tritonclient.http
+        self._local = threading.local()
+
+    def close(self) -> None:
+        # Connections of other threads end with their threads: only a thread itself may close its own.
+        client = self._local.__dict__.pop("client", None)
+        if client is not None:
+            client.close()
+
+    def _client(self) -> Any:
+        if not hasattr(self._local, "client"):
+            self._local.client = self._module.InferenceServerClient(
+                self.address, connection_timeout=self.timeout_s, network_timeout=self.timeout_s
+            )
+        return self._local.client
+
+    def _metadata_and_config(self, name: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        client = self._client()
+        return client.get_model_metadata(name, version), client.get_model_config(name, version)
+
+    def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        answer = self._client().infer(
+            model.name,
+            _tensors(self._module, inputs),
+            model_version=model.version,
+            outputs=[self._module.InferRequestedOutput(spec.name, binary_data=True) for spec in model.outputs],
+        )
+        return _outputs(model.outputs, answer)
+
+
+def connect(url: str, *, timeout_s: float = 30.0) -> InferenceClient:
+    """Return a client for ``grpc://host:port`` or ``http://host:port``; nothing is sent yet.
+
+    Raises:
+        UsageError: The URL has another form.
+        RuntimeUnavailableError: tritonclient is not installed.
+    """
+    parts = urlsplit(url)
+    kinds: dict[str, type[InferenceClient]] = {"grpc": GrpcClient, "http": HttpClient}
+    try:
+        complete = parts.scheme in kinds and bool(parts.hostname) and parts.port is not None and parts.path in ("", "/")
+    except ValueError:  # a port that is no number
+        complete = False
+    if not complete:
+        raise UsageError(
+            f"{url!r} is not the URL of a Triton server.",
+            hint="Examples: grpc://127.0.0.1:8001, http://127.0.0.1:8000",
+        )
+    try:
+        return kinds[parts.scheme](parts.netloc, timeout_s=timeout_s)
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"The {parts.scheme} client of tritonclient is not installed.", hint="pip install 'trtdeploy[triton]'"
+        ) from error
+
+
+def _spec(tensor: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(
+        name=tensor["name"],
+        dtype=dtype_from_triton(tensor["datatype"]),
+        shape=tuple(int(size) for size in tensor["shape"]),
+    )
+
+
+def _tensors(module: Any, inputs: Mapping[str, Array]) -> list[Any]:
+    tensors = []
+    for name, array in inputs.items():
+        tensor = module.InferInput(name, list(array.shape), dtype_to_triton(array.dtype.name))
+        tensor.set_data_from_numpy(np.ascontiguousarray(array))
+        tensors.append(tensor)
+    return tensors
+
+
+def _outputs(specs: Sequence[TensorSpec], answer: Any) -> dict[str, Array]:
+    outputs = {spec.name: answer.as_numpy(spec.name) for spec in specs}
+    missing = [name for name, array in outputs.items() if array is None]
+    if missing:
+        raise ValueError(f"the answer lacks the outputs {missing}")
+    return outputs

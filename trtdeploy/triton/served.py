@@ -1,0 +1,44 @@
+"""A served classifier as a target of validation."""
+
+from __future__ import annotations
+
+from trtdeploy.errors import UsageError
+from trtdeploy.tensors import Array
+from trtdeploy.triton.client import InferenceClient
+from trtdeploy.validation import Target
+
+
+class ServedTarget(Target):
+    """A model on a Triton server.
+
+    Args:
+        client: The connection.
+        model: Model name.
+        version: Version to ask; the server's choice if empty.
+
+    Raises:
+        ServerError: The server does not answer, or has no such model.
+        UsageError: The model is no classifier: it has more than one input or output.
+    """
+
+    stage = "served"
+
+    def __init__(self, client: InferenceClient, model: str, version: str = "") -> None:
+        self._client = client
+        self._model = client.describe(model, version)
+        if len(self._model.inputs) != 1 or len(self._model.outputs) != 1:
+            raise UsageError(
+                f"{model} has {len(self._model.inputs)} inputs and {len(self._model.outputs)} outputs; "
+                "a classifier has one of each."
+            )
+        self.name = model
+        self.version = self._model.version
+        self.input = self._model.inputs[0]
+        self.max_batch_size = self._model.max_batch_size or None
+        self.preprocessing = self._model.preprocessing
+        self.labels = self._model.labels
+        self.source = {"server": client.url, "model": model, "version": self._model.version}
+        self.timeout_s = client.timeout_s
+
+    def scores(self, batch: Array) -> Array:
+        return self._client.infer(self._model, {self.input.name: batch})[self._model.outputs[0].name]

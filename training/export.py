@@ -6,6 +6,8 @@ import io
 import json
 import time
 import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
@@ -87,8 +90,8 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
         raise UsageError(f"--opset {opset} is not offered; choose from {OPSETS[0]} to {OPSETS[1]}.")
     network = checkpoint.model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     exported = onnx.load_from_string(trace_to_onnx(network, checkpoint.facts.preprocessing.sample_shape, opset=opset))
-    enabled = sum(1 for _, quantizer in quantizers(network) if quantizer.enabled)
-    check_quantization(exported, enabled)
+    scales = [quantizer.scale_array for _, quantizer in quantizers(network) if quantizer.enabled]
+    check_quantization(exported, scales)
     onnx.helper.set_model_props(exported, _metadata(checkpoint))
     try:
         onnx.checker.check_model(exported, full_check=True)
@@ -96,7 +99,7 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
         raise ModelError(f"The exported graph is not valid ONNX: {error}") from error
     content = exported.SerializeToString()
     parity = compare(content, network, dataset.split("calibration"), checkpoint, images=images)
-    require_parity(parity, quantized=enabled > 0)
+    require_parity(parity, quantized=bool(scales))
     atomic_write(output, content)
     return Exported(
         path=output,
@@ -135,38 +138,47 @@ def trace_to_onnx(network: nn.Module, sample_shape: tuple[int, ...], *, opset: i
     return buffer.getvalue()
 
 
-def check_quantization(model: onnx.ModelProto, enabled: int) -> None:
-    """Hold the Q/DQ nodes of a graph against TensorRT's rules for explicit quantization.
+def check_quantization(model: onnx.ModelProto, scales: Sequence[NDArray[np.float32]]) -> None:
+    """Hold the Q/DQ nodes of a graph against the quantizers and TensorRT's rules for explicit quantization.
 
-    Every quantizer must have become one QuantizeLinear and one DequantizeLinear; zero-points are INT8 and 0; scales are
-    finite and positive ("Scale coefficients must all be positive").
+    Every quantizer must have become one QuantizeLinear and one DequantizeLinear with its scale, finite and positive
+    ("Scale coefficients must all be positive"); zero-points are INT8 and 0.
 
     Args:
         model: The exported graph.
-        enabled: Number of quantizers that change what passes through them.
+        scales: Of each quantizer that changes what passes through it, in any order.
 
     Raises:
-        QuantizationError: A rule is broken; the message names the node.
+        QuantizationError: A rule is broken; the message names the node where there is one.
     """
-    counts = {kind: _count(model, kind) for kind in ("QuantizeLinear", "DequantizeLinear")}
-    for kind, count in counts.items():
-        if count != enabled:
+    constants = _constants(model)
+    for kind in ("QuantizeLinear", "DequantizeLinear"):
+        nodes = [node for node in model.graph.node if node.op_type == kind]
+        if len(nodes) != len(scales):
             raise QuantizationError(
-                f"The network has {enabled} quantizers that are on, but the exported graph has {count} {kind} nodes.",
-                hint="A layer that the network does not run, or runs twice, or a pass that folded constants makes "
+                f"The network has {len(scales)} quantizers that are on, but the exported graph has {len(nodes)} {kind} "
+                "nodes.",
+                hint="A layer that the network does not run, or runs twice, or a pass that folds constants makes "
                 "such a difference.",
             )
-    constants = _constants(model)
-    for node in model.graph.node:
-        if node.op_type not in counts:
-            continue
-        scale, zero_point = (constants.get(name) for name in node.input[1:3])
-        if scale is None or zero_point is None:
-            raise QuantizationError(f"{node.name}: scale or zero-point is not a constant of the graph.")
-        if scale.dtype != np.float32 or not np.isfinite(scale).all() or not (scale > 0).all():
-            raise QuantizationError(f"{node.name}: its scale is not finite, positive and float32: {scale.ravel()[:4]}.")
-        if zero_point.dtype != np.int8 or zero_point.any():
-            raise QuantizationError(f"{node.name}: its zero-point is not INT8 and 0: {zero_point.ravel()[:4]}.")
+        found: Counter[bytes] = Counter()
+        for node in nodes:
+            scale, zero_point = (constants.get(name) for name in node.input[1:3])
+            if scale is None or zero_point is None:
+                raise QuantizationError(f"{node.name}: scale or zero-point is not a constant of the graph.")
+            if scale.dtype != np.float32 or not np.isfinite(scale).all() or not (scale > 0).all():
+                raise QuantizationError(
+                    f"{node.name}: its scale is not finite, positive and float32: {scale.ravel()[:4]}."
+                )
+            if zero_point.dtype != np.int8 or zero_point.any():
+                raise QuantizationError(f"{node.name}: its zero-point is not INT8 and 0: {zero_point.ravel()[:4]}.")
+            found[scale.tobytes()] += 1
+        strangers = found - Counter(scale.tobytes() for scale in scales)
+        if strangers:
+            raise QuantizationError(
+                f"{strangers.total()} of {len(nodes)} {kind} nodes have a scale that no quantizer has, for example "
+                f"{np.frombuffer(next(iter(strangers)), np.float32)[:4]}."
+            )
 
 
 def compare(content: bytes, network: nn.Module, split: Split, checkpoint: Checkpoint, *, images: int) -> Parity:
@@ -211,7 +223,7 @@ def require_parity(parity: Parity, *, quantized: bool) -> None:
         )
 
 
-def onnx_predictor(content: bytes, *, optimize: bool = True) -> Any:
+def onnx_predictor(content: bytes, *, optimize: bool = True) -> Callable[[Array], Array]:
     """Return a function from model input ``(N, C, H, W)`` to logits ``(N, classes)``, in ONNX Runtime on the CPU.
 
     Args:

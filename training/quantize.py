@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trtdeploy.errors import QuantizationError
@@ -144,6 +146,16 @@ class Quantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]
     def set_amax(self, amax: Tensor) -> None:
         """Fix the range: a scalar, or one value per channel shaped for broadcasting."""
         self.register_buffer("_amax", amax.detach().clone().float())
+
+    @property
+    def scale_array(self) -> NDArray[np.float32]:
+        """The step between two codes, ``amax / 127``: one value, or one per channel, rounded as export rounds it."""
+        if self.amax is None:
+            raise QuantizationError(f"{self.label} has no range; calibrate first.")
+        if self.amax.numel() == 1:
+            return np.asarray([self.amax.item() / INT8_BOUND], dtype=np.float32)
+        scales: NDArray[np.float32] = (self.amax.flatten() / INT8_BOUND).numpy()
+        return scales
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self._if_calib and not self._disabled:

@@ -7,7 +7,6 @@ A message says what was given, what was expected and what to do next. ``exit_cod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 
 class TrtDeployError(Exception):
@@ -19,7 +18,7 @@ class TrtDeployError(Exception):
         log_lines: The runtime's own last messages, oldest first.
     """
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
     def __init__(self, message: str, *, hint: str | None = None, log_lines: Sequence[str] = ()) -> None:
         super().__init__(message)

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -53,38 +54,50 @@ def print_json(facts: Any) -> None:
     typer.echo(json.dumps(facts, indent=2))
 
 
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """End on a signal as on Ctrl-C; for ``signal.signal``."""
+    raise KeyboardInterrupt("Stopped.")
+
+
 class Bars:
-    """Progress bars on a terminal, nothing elsewhere. Use it as a context manager."""
+    """Progress bars on a terminal, nothing elsewhere. Use it as a context manager, or call ``finish``."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-        )
+        self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> Bars:
-        if self._console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._console.is_terminal:
-            self._progress.stop()
-
-    def update(self, label: str, done: int, total: int) -> None:
+    def show(self, label: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` steps of ``label`` are done."""
         if not self._console.is_terminal:
             return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
         if label not in self._tasks:
             self._tasks[label] = self._progress.add_task(label, total=total)
         self._progress.update(self._tasks[label], completed=done, total=total)
 
     def labelled(self, label: str) -> Callable[[int, int], None]:
         """Return a callback for one label."""
-        return lambda done, total: self.update(label, done, total)
+        return lambda done, total: self.show(label, done, total)
+
+    def finish(self) -> None:
+        """Take the bars away; the next ``show`` begins anew."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = None
+        self._tasks.clear()
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.finish()

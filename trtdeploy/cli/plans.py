@@ -72,7 +72,7 @@ def build(
         }
         values = {name: getattr(base, name) for name in BuildConfig.model_fields}
         values |= {name: value for name, value in given.items() if value is not None}
-        plan = run_build(model, output, BuildConfig(**values), ledger=ledger, progress=bars.update)
+        plan = run_build(model, output, BuildConfig(**values), ledger=ledger, progress=bars.show)
     manifest = plan.manifest
     if as_json:
         print_json({"plan": str(plan.path), **manifest.model_dump(mode="json")})

@@ -5,12 +5,11 @@ from __future__ import annotations
 import signal
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtdeploy.cli.console import Bars, door, print_json
+from trtdeploy.cli.console import Bars, door, interrupt, print_json
 from trtdeploy.errors import GateError
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def serve(
         from trtdeploy.triton.installation import find_tritonserver
         from trtdeploy.triton.server import TritonServer
 
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
         server = TritonServer(
             repository,
             find_tritonserver(tritonserver),
@@ -214,8 +213,3 @@ def _as_text(report: ValidationReport) -> str:
         verdict = "passed" if gate.passed else "FAILED"
         lines.append(f"{verdict}      {gate.name} {gate.value:.2f}, limit {gate.limit:g}")
     return "\n".join(lines)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """End on SIGTERM as on Ctrl-C."""
-    raise KeyboardInterrupt("Stopped.")

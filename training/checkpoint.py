@@ -7,20 +7,19 @@ Ours is one ``.safetensors`` file: the state dict, and in its metadata, under th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from training.models import DEFAULT_MODEL, create_model
 from training.quantize import Method, quantize, reserve_ranges
+from training.weights import read_metadata, read_safetensors, read_torch, refuse_non_finite, shown
 from trtdeploy import __version__
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import CheckpointError
@@ -31,7 +30,6 @@ _log = logging.getLogger(__name__)
 
 METADATA_KEY = "trtdeploy"
 Kind = Literal["float", "ptq", "qat"]
-_SHOWN_KEYS = 4
 
 
 class _Facts(BaseModel):
@@ -133,7 +131,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], facts: Checkp
     Raises:
         CheckpointError: A value is not finite; nothing is written.
     """
-    _refuse_non_finite(Path(path), state)
+    refuse_non_finite(Path(path), state)
     # Cloned, because safetensors refuses tensors that share memory or are not laid out in row-major order.
     tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
     atomic_write(path, safetensors_bytes(tensors, metadata={METADATA_KEY: facts.model_dump_json()}))
@@ -163,10 +161,10 @@ def load_checkpoint(
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
     if path.suffix == ".safetensors":
-        state, text = _read_safetensors(path), _read_metadata(path)
+        state, text = read_safetensors(path), read_metadata(path, METADATA_KEY)
     else:
-        state, text = _read_torch(path), None
-    _refuse_non_finite(path, state)
+        state, text = read_torch(path), None
+    refuse_non_finite(path, state)
     if text is None:
         facts = _facts_from_options(path, model=model, image_size=image_size, dataset=dataset)
     else:
@@ -191,7 +189,7 @@ def split_seed_of(path: Path) -> int:
     """
     if path.suffix != ".safetensors" or not path.is_file():
         return 0
-    text = _read_metadata(path)
+    text = read_metadata(path, METADATA_KEY)
     facts = _parse_facts(path, text) if text is not None else None
     return facts.dataset.split_seed if facts and facts.dataset else 0
 
@@ -240,62 +238,6 @@ def check_output_width(model: nn.Module, preprocessing: Preprocessing, width: in
         )
 
 
-@contextmanager
-def _safetensors(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as stream:
-            yield stream
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}.") from error
-
-
-def _read_metadata(path: Path) -> str | None:
-    with _safetensors(path) as stream:
-        text: str | None = (stream.metadata() or {}).get(METADATA_KEY)
-        return text
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with _safetensors(path) as stream:
-        return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    content = load_weights_only(path)
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(
-            f"{path} holds {type(content).__name__}; expected a state dict, bare or under 'state_dict' or 'model'."
-        )
-    strangers = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if strangers:
-        raise CheckpointError(f"{path} is not a state dict: {_list(strangers)} hold no tensor.")
-    prefix = "module."  # left by DataParallel
-    if all(key.startswith(prefix) for key in content):
-        return {key.removeprefix(prefix): value for key, value in content.items()}
-    return dict(content)
-
-
-def load_weights_only(path: Path) -> Any:
-    """Read what ``torch.save`` wrote, if it is made of tensors and primitives; no code in the file is ever run.
-
-    Raises:
-        CheckpointError: It is corrupt, or holds anything else.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a corrupt file makes the reader fail in many ways; all of them mean the same
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be loaded as tensors only: {reason}",
-            hint="It is damaged, or a pickle that could run code, which is never done here. "
-            "Save the state dict alone: torch.save(model.state_dict(), ...), or use safetensors.",
-        ) from error
-
-
 def _facts_from_options(
     path: Path, *, model: str | None, image_size: int | None, dataset: Dataset | None
 ) -> CheckpointFacts:
@@ -334,7 +276,7 @@ def _load_strictly(path: Path, network: nn.Module, state: Mapping[str, Tensor], 
         if key in state and state[key].shape != value.shape
     ]
     problems = [
-        f"{len(keys)} {what}: {_list(keys)}"
+        f"{len(keys)} {what}: {shown(keys)}"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
         if keys
     ]
@@ -344,14 +286,3 @@ def _load_strictly(path: Path, network: nn.Module, state: Mapping[str, Tensor], 
             hint="Give the --model it was trained as, and the --data it was trained on.",
         )
     network.load_state_dict(state, strict=True)
-
-
-def _refuse_non_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if broken:
-        raise CheckpointError(f"{path}: {len(broken)} tensors hold NaN or infinity: {_list(broken)}.")
-
-
-def _list(names: Sequence[str]) -> str:
-    more = f", and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
-    return ", ".join(names[:_SHOWN_KEYS]) + more

@@ -7,18 +7,38 @@ The commands parse options, call the functions of the same names and print. torc
 from __future__ import annotations
 
 import os
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from training.arguments import open_both, open_data, schedule_from
 from training.console import Display, door, log_to_stderr, print_facts
+from training.options import (
+    AsJson,
+    BatchSize,
+    CalibrationMethod,
+    CheckpointPath,
+    Data,
+    Epochs,
+    Flip,
+    ImageSize,
+    LearningRate,
+    LedgerFile,
+    MaxSteps,
+    Model,
+    Output,
+    Resume,
+    ScoredSplit,
+    ScoredStage,
+    Seed,
+    Shift,
+    SplitSeed,
+)
 from trtdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint, SavedCheckpoint
-    from training.loop import Schedule
     from trtdeploy.datasets import Dataset
 
 app = typer.Typer(
@@ -28,61 +48,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class CalibrationMethod(str, Enum):
-    """How the ranges of activations are found."""
-
-    max = "max"
-    percentile = "percentile"
-
-
-class ScoredStage(str, Enum):
-    """The ledger's stages that are checkpoints."""
-
-    float = "float"
-    ptq = "ptq"
-    qat = "qat"
-
-
-class ScoredSplit(str, Enum):
-    """The splits of a dataset."""
-
-    train = "train"
-    calibration = "calibration"
-    dev = "dev"
-    test = "test"
-
-
-CheckpointPath = Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth checkpoint.")]
-Data = Annotated[str, typer.Option("--data", help="digits, or a folder or archive of <split>/<class>/*.jpg or *.png.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
-Model = Annotated[
-    str | None,
-    typer.Option("--model", help="efficientnet_b0 (default), or module:factory, called as factory(num_classes)."),
-]
-ImageSize = Annotated[
-    int | None,
-    typer.Option("--image-size", min=1, help="Side of the square input in pixels [default: 32 for digits, else 64]."),
-]
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training images.")]
-MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after so many steps.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=2, help="Images per step.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate.")]
-Shift = Annotated[
-    int | None, typer.Option("--shift", min=0, help="Shift training images by up to so many pixels at random.")
-]
-Flip = Annotated[bool, typer.Option("--flip", help="Mirror half of the training images; not for digits or letters.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn at random.")]
-SplitSeed = Annotated[
-    int | None,
-    typer.Option("--split-seed", min=0, help="Of the splits that are drawn [default: the checkpoint's, else 0]."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run that was to write --output.")]
-LedgerFile = Annotated[
-    Path | None, typer.Option("--ledger", help="Score the test split too and record it in this accuracy ledger.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object of facts on stdout.")]
 
 
 @app.command()
@@ -110,14 +75,14 @@ def fit(
         from training.fit import fit as run
 
         _check_suffix(output, ".safetensors")
-        start, dataset, split_seed = _open(
+        start, dataset, split_seed = open_data(
             data, checkpoint=checkpoint, model=model, image_size=image_size, split_seed=split_seed
         )
         with dataset:
             saved = run(
                 dataset,
                 output,
-                schedule=_schedule(
+                schedule=schedule_from(
                     default_schedule(dataset), epochs, max_steps, batch_size, learning_rate, shift, flip, seed
                 ),
                 model=model,
@@ -155,7 +120,7 @@ def calibrate(
         from training.recording import has_stage
 
         _check_suffix(output, ".safetensors")
-        start, dataset, split_seed = _open_checkpoint(
+        start, dataset, split_seed = open_both(
             data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
         )
         with dataset:
@@ -199,14 +164,22 @@ def qat(
         from training.qat import qat as run
 
         _check_suffix(output, ".safetensors")
-        start, dataset, split_seed = _open_checkpoint(data, checkpoint, split_seed=split_seed)
+        start, dataset, split_seed = open_both(data, checkpoint, split_seed=split_seed)
         with dataset:
+            # Steps alone mean as many passes as they take.
             saved = run(
                 dataset,
                 start,
                 output,
-                schedule=_schedule(
-                    default_schedule(dataset), epochs, max_steps, batch_size, learning_rate, shift, flip, seed
+                schedule=schedule_from(
+                    default_schedule(dataset),
+                    epochs or max_steps,
+                    max_steps,
+                    batch_size,
+                    learning_rate,
+                    shift,
+                    flip,
+                    seed,
                 ),
                 split_seed=split_seed,
                 resume=resume,
@@ -234,9 +207,7 @@ def export(
         from training.recording import record, score_split
 
         _check_suffix(output, ".onnx")
-        start, dataset, _ = _open_checkpoint(
-            data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
-        )
+        start, dataset, _ = open_both(data, checkpoint, model=model, image_size=image_size, split_seed=split_seed)
         with dataset:
             exported = run(start, output, dataset, opset=opset)
             facts = exported.as_json()
@@ -283,9 +254,7 @@ def evaluate(
 
         if ledger is not None and split is not ScoredSplit.test:
             raise UsageError(f"--ledger compares stages on the test split; --split {split.value} cannot be recorded.")
-        start, dataset, _ = _open_checkpoint(
-            data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
-        )
+        start, dataset, _ = open_both(data, checkpoint, model=model, image_size=image_size, split_seed=split_seed)
         name = stage.value if stage else start.facts.kind
         with dataset:
             if ledger is not None:
@@ -324,66 +293,6 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     log_to_stderr()
     app()
-
-
-def _open(
-    data: str, *, checkpoint: Path | None, model: str | None, image_size: int | None, split_seed: int | None
-) -> tuple[Checkpoint | None, Dataset, int]:
-    """Open a dataset, and a checkpoint where there is one, with the splits that it was made with."""
-    if checkpoint is not None:
-        return _open_checkpoint(data, checkpoint, model=model, image_size=image_size, split_seed=split_seed)
-    from trtdeploy.datasets import open_dataset
-
-    return None, open_dataset(data, split_seed=split_seed or 0), split_seed or 0
-
-
-def _open_checkpoint(
-    data: str,
-    checkpoint: Path,
-    *,
-    model: str | None = None,
-    image_size: int | None = None,
-    split_seed: int | None,
-) -> tuple[Checkpoint, Dataset, int]:
-    from training.checkpoint import load_checkpoint, split_seed_of
-    from trtdeploy.datasets import open_dataset
-
-    if split_seed is None:
-        split_seed = split_seed_of(checkpoint)
-    dataset = open_dataset(data, split_seed=split_seed)
-    try:
-        return load_checkpoint(checkpoint, model=model, image_size=image_size, dataset=dataset), dataset, split_seed
-    except BaseException:
-        dataset.close()
-        raise
-
-
-def _schedule(
-    default: Schedule,
-    epochs: int | None,
-    max_steps: int | None,
-    batch_size: int | None,
-    learning_rate: float | None,
-    shift: int | None,
-    flip: bool,
-    seed: int,
-) -> Schedule:
-    """Replace what options were given for."""
-    from training.data import Augmentation
-    from training.loop import Schedule
-
-    given: dict[str, Any] = {
-        "epochs": epochs,
-        # Whoever asks for epochs means all of them.
-        "max_steps": max_steps if max_steps is not None or epochs is None else 0,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
-    values = default.model_dump() | {name: value for name, value in given.items() if value is not None}
-    values["max_steps"] = values["max_steps"] or None
-    values["seed"] = seed
-    values["augmentation"] = Augmentation(shift_px=default.augmentation.shift_px if shift is None else shift, flip=flip)
-    return Schedule(**values)
 
 
 def _check_suffix(output: Path, suffix: str) -> None:

@@ -1,4 +1,4 @@
-"""Batches for training: seeded order, light augmentation of the pixels, the next batch decoded in the background."""
+"""Batches for training: seeded order, augmented pixels, the next batch decoded in the background."""
 
 from __future__ import annotations
 
@@ -8,44 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from training.augmentation import Augmentation
 from trtdeploy.datasets import Split
 from trtdeploy.errors import DataError
 from trtdeploy.preprocessing import Preprocessing
 
 _AHEAD = 2
 """Batches decoded ahead of the one in use: enough to hide a slow one, little enough to hold in memory."""
-
-
-class Augmentation(BaseModel):
-    """What is changed at random in each training image.
-
-    Attributes:
-        shift_px: Largest displacement in pixels along each axis; what moves in is filled with the nearest edge pixel.
-        flip: Mirror half of the images left to right. Off by default: a mirrored digit is another sign.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    shift_px: int = Field(default=0, ge=0)
-    flip: bool = False
-
-    def __call__(self, pixels: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
-        """Change a batch of ``(N, height, width, channels)`` bytes; the input is left as it is."""
-        count, height, width, _ = pixels.shape
-        if self.shift_px:
-            margin = self.shift_px
-            padded = np.pad(pixels, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
-            corners = generator.integers(0, 2 * margin + 1, size=(count, 2))
-            pixels = np.stack(
-                [padded[i, top : top + height, left : left + width] for i, (top, left) in enumerate(corners)]
-            )
-        if self.flip:
-            mirrored = generator.random(count) < 0.5
-            pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
-        return pixels
 
 
 class TrainingBatches:

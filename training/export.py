@@ -7,7 +7,8 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import nn
 from training.checkpoint import Checkpoint
 from training.predict import predictor
 from training.quantize import quantizers
-from trtdeploy.datasets import Dataset, Split
+from trtdeploy.datasets import Dataset
 from trtdeploy.errors import ModelError, QuantizationError, RuntimeUnavailableError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
 from trtdeploy.tensors import Array
@@ -33,9 +34,10 @@ BATCH_AXIS = "batch"
 OPSETS = (17, 20)
 """Lowest and highest that are offered: TensorRT 8.6 and later read 17, torch's tracing exporter writes up to 20."""
 
+# See ``require_parity`` for the reasons.
 _FLOAT_TOLERANCE = 1e-3
-_QUANTIZED_TOLERANCE = 0.1
-_QUANTIZED_DISAGREEMENT = 0.02
+_QUANTIZED_TOLERANCE = 0.5
+_QUANTIZED_DISAGREEMENT = 0.05
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,20 @@ class Parity:
 
 @dataclass(frozen=True)
 class Exported:
-    """What ``export`` wrote; ``seconds`` is the wall time that it took."""
+    """What ``export`` wrote.
+
+    Attributes:
+        float_parity: Without the Q/DQ pairs, against the network with its quantizers off.
+        parity: As written, against the network as it is.
+        seconds: Wall time of all of it.
+    """
 
     path: Path
     sha256: str
     opset: int
     quantize_nodes: int
     dequantize_nodes: int
+    float_parity: Parity
     parity: Parity
     seconds: float
 
@@ -98,7 +107,11 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"The exported graph is not valid ONNX: {error}") from error
     content = exported.SerializeToString()
-    parity = compare(content, network, dataset.split("calibration"), checkpoint, images=images)
+    inputs = _real_inputs(checkpoint, dataset, images)
+    with quantizers_off(network):
+        float_parity = compare(without_pairs(exported).SerializeToString(), network, inputs)
+    require_parity(float_parity, quantized=False)
+    parity = compare(content, network, inputs)
     require_parity(parity, quantized=bool(scales))
     atomic_write(output, content)
     return Exported(
@@ -107,6 +120,7 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
         opset=opset,
         quantize_nodes=_count(exported, "QuantizeLinear"),
         dequantize_nodes=_count(exported, "DequantizeLinear"),
+        float_parity=float_parity,
         parity=parity,
         seconds=time.perf_counter() - started,
     )
@@ -181,20 +195,13 @@ def check_quantization(model: onnx.ModelProto, scales: Sequence[NDArray[np.float
             )
 
 
-def compare(content: bytes, network: nn.Module, split: Split, checkpoint: Checkpoint, *, images: int) -> Parity:
-    """Run the same real images through ONNX Runtime and torch.
-
-    ONNX Runtime's graph optimizations are off: they would fuse Q/DQ into integer kernels that round elsewhere, and what
-    is compared here is the graph as written.
-    """
-    chosen = range(min(images, len(split)))
-    preprocessing = checkpoint.facts.preprocessing
-    inputs = preprocessing.normalise(split.pixels(preprocessing, chosen))
+def compare(content: bytes, network: nn.Module, inputs: Array) -> Parity:
+    """Run the same images through ONNX Runtime, its graph optimizations off, and torch."""
     expected = predictor(network)(inputs)
     answered = onnx_predictor(content, optimize=False)(inputs)
     difference = float(np.sqrt(np.mean((answered - expected) ** 2)))
     return Parity(
-        images=len(chosen),
+        images=len(inputs),
         relative_error=difference / max(float(expected.std()), 1e-12),
         disagreements=int((answered.argmax(axis=1) != expected.argmax(axis=1)).sum()),
     )
@@ -203,11 +210,14 @@ def compare(content: bytes, network: nn.Module, split: Split, checkpoint: Checkp
 def require_parity(parity: Parity, *, quantized: bool) -> None:
     """Refuse a graph that does not compute what torch computes.
 
-    A float graph must agree up to rounding. A quantized one cannot: torch multiplies by the reciprocal of the scale
-    where ONNX divides by it, and sums run in another order, so a value on the boundary between two codes now and then
-    takes the other one, a difference of one step that the layers behind it carry on. Hence no bound on single values,
-    but one on the root mean square relative to the spread of the logits (a wrong scale, weight or layout puts it near
-    1), and one on the share of images whose answer differs, with one image allowed because ties happen.
+    Without its Q/DQ pairs a graph must agree up to rounding: that proves weights, layout and operators. With them it
+    cannot. torch multiplies by the reciprocal of the scale where ONNX divides by it, and sums run in another order, so
+    a value on the boundary between two codes now and then takes the other one, and the layers behind it carry that
+    step on. How far depends on how coarse the codes are: for an EfficientNet-B0 fine-tuned after maximum calibration,
+    torch differs from itself by 0.05 of the spread of its logits when only the memory layout changes, and by 0.3 when
+    the images are scaled by 1.00001. So here the bounds are wide: half of the spread in root mean square (unrelated
+    answers would be at 1.4), and 5% of the answers. That each scale is the quantizer's own is checked exactly,
+    elsewhere.
 
     Raises:
         QuantizationError: The difference is larger.
@@ -217,10 +227,43 @@ def require_parity(parity: Parity, *, quantized: bool) -> None:
     # Written so that a NaN is refused too.
     if not parity.relative_error <= tolerance or parity.disagreements > allowed:
         raise QuantizationError(
-            f"The exported graph does not compute what the checkpoint does: on {parity.images} real images its logits "
+            f"The exported graph{'' if quantized else ', its Q/DQ pairs left out,'} does not compute what the checkpoint "
+            f"does: on {parity.images} real images its logits "
             f"differ by {parity.relative_error:.3g} of their spread (at most {tolerance:g}) and {parity.disagreements} "
             f"top-1 answers differ (at most {allowed}). Nothing was written.",
         )
+
+
+def without_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a graph in which everything that a Q/DQ pair gave reads what the pair was given."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    producers = {node.output[0]: node for node in copy.graph.node if node.op_type == "QuantizeLinear"}
+    sources = {
+        node.output[0]: producers[node.input[0]].input[0]
+        for node in copy.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in producers
+    }
+    kept = [node for node in copy.graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    for node in kept:
+        for position, name in enumerate(node.input):
+            node.input[position] = sources.get(name, name)
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    return copy
+
+
+@contextmanager
+def quantizers_off(network: nn.Module) -> Iterator[None]:
+    """Run a network in float for a while."""
+    enabled = [quantizer for _, quantizer in quantizers(network) if quantizer.enabled]
+    for quantizer in enabled:
+        quantizer.disable()
+    try:
+        yield
+    finally:
+        for quantizer in enabled:
+            quantizer.enable()
 
 
 def onnx_predictor(content: bytes, *, optimize: bool = True) -> Callable[[Array], Array]:
@@ -252,6 +295,13 @@ def onnx_predictor(content: bytes, *, optimize: bool = True) -> Callable[[Array]
         return logits
 
     return predict
+
+
+def _real_inputs(checkpoint: Checkpoint, dataset: Dataset, images: int) -> Array:
+    split = dataset.split("calibration")
+    chosen = range(min(images, len(split)))
+    preprocessing = checkpoint.facts.preprocessing
+    return preprocessing.normalise(split.pixels(preprocessing, chosen))
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from training.augmentation import Augmentation
 from training.checkpoint import (
     Checkpoint,
     CheckpointFacts,
@@ -18,9 +19,9 @@ from training.checkpoint import (
     default_image_size,
     warn_of_other_splits,
 )
-from training.data import Augmentation
-from training.loop import Observer, Schedule, finish, train
+from training.loop import Observer, finish, train
 from training.models import DEFAULT_MODEL, create_model
+from training.schedule import Schedule
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import map_labels

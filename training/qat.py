@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from training.augmentation import Augmentation
 from training.checkpoint import (
     Checkpoint,
     CheckpointFacts,
@@ -19,9 +20,9 @@ from training.checkpoint import (
     dataset_facts,
     warn_of_other_splits,
 )
-from training.data import Augmentation
 from training.fit import settings_digest
-from training.loop import Observer, Schedule, finish, train
+from training.loop import Observer, finish, train
+from training.schedule import Schedule
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import map_labels

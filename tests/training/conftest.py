@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from training.augmentation import Augmentation
 from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
-from training.data import Augmentation
 from training.fit import fit
-from training.loop import Schedule
+from training.schedule import Schedule
 from trtdeploy.datasets import open_dataset
 
 IMAGE_SIZE = 16

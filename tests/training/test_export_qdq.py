@@ -18,6 +18,9 @@ from trtdeploy.files import sha256_file
 from trtdeploy.preprocessing import Preprocessing
 
 
+LAYERS = ("stem", "head")
+
+
 @pytest.fixture(scope="module")
 def exported(digits, ptq_file, tmp_path_factory):
     return export(load_checkpoint(ptq_file), tmp_path_factory.mktemp("onnx") / "ptq.onnx", digits)
@@ -81,6 +84,7 @@ def test_it_answers_as_torch_does(exported, digits, ptq_file):
     assert np.abs(answered - expected).mean() < 0.02 * expected.std()
     assert exported.parity.images == 64
     assert exported.parity.relative_error < 0.02
+    assert exported.float_parity.relative_error < 1e-5
 
 
 @pytest.mark.parametrize("opset", [17, 20])
@@ -151,6 +155,24 @@ def test_a_graph_that_computes_something_else_is_refused(digits, request, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def swap_two_scales(model):
+    stem, head = (next(node for node in quantize_nodes(model) if f"/{layer}/_input" in node.name) for layer in LAYERS)
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            names = {stem.input[1]: head.input[1], head.input[1]: stem.input[1]}
+            node.input[1] = names.get(node.input[1], node.input[1])
+
+
+def test_scales_at_the_wrong_tensors_are_refused(digits, ptq_file, tmp_path, monkeypatch):
+    checkpoint = load_checkpoint(ptq_file)
+    with torch.no_grad():  # ranges far apart, as in larger networks
+        checkpoint.model.head._input_quantizer._amax *= 100
+    tamper(monkeypatch, swap_two_scales)
+    with pytest.raises(QuantizationError, match="exported graph does not compute"):
+        export(checkpoint, tmp_path / "x.onnx", digits)
+    assert list(tmp_path.iterdir()) == []
+
+
 def drop_a_pair(model):
     node = quantize_nodes(model)[0]
     [dequantize] = [other for other in model.graph.node if node.output[0] in other.input]
@@ -202,8 +224,8 @@ def test_pairs_that_tensorrt_would_not_take_are_refused(digits, ptq_file, tmp_pa
     ("parity", "quantized"),
     [
         (Parity(images=64, relative_error=float("nan"), disagreements=0), True),
-        (Parity(images=64, relative_error=0.2, disagreements=0), True),
-        (Parity(images=64, relative_error=0.01, disagreements=2), True),
+        (Parity(images=64, relative_error=0.6, disagreements=0), True),
+        (Parity(images=64, relative_error=0.01, disagreements=4), True),
         (Parity(images=64, relative_error=0.01, disagreements=0), False),
         (Parity(images=64, relative_error=1e-6, disagreements=1), False),
     ],
@@ -213,8 +235,8 @@ def test_parity_beyond_the_bounds_is_refused(parity, quantized):
         require_parity(parity, quantized=quantized)
 
 
-def test_one_flipped_answer_of_a_quantized_graph_is_let_through():
-    require_parity(Parity(images=64, relative_error=0.01, disagreements=1), quantized=True)
+def test_a_few_flipped_answers_of_a_quantized_graph_is_let_through():
+    require_parity(Parity(images=64, relative_error=0.3, disagreements=3), quantized=True)
     require_parity(Parity(images=64, relative_error=1e-6, disagreements=0), quantized=False)
 
 

@@ -11,9 +11,10 @@ from torch import nn
 
 from training.checkpoint import load_checkpoint
 from training.fit import fit
-from training.loop import Schedule, TrainingInterrupted, metrics_path_for
+from training.loop import TrainingInterrupted, metrics_path_for
 from training.qat import qat
 from training.resume import resume_path_for
+from training.schedule import Schedule
 from trtdeploy.datasets import open_dataset
 from trtdeploy.errors import CheckpointError, TrainingError, UsageError
 

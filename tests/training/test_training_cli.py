@@ -105,6 +105,15 @@ def test_a_folder_of_images(colours, tmp_path):
     assert json.loads(properties["trtdeploy.labels"]) == ["blue", "green", "red"]
 
 
+@pytest.mark.parametrize(
+    ("options", "steps", "epochs"),
+    [([], 132, 4), (["--max-steps", "140"], 140, 5), (["--max-steps", "3"], 3, 1), (["--epochs", "1"], 33, 1)],
+)
+def test_the_length_of_qat(ptq_file, tmp_path, options, steps, epochs):
+    training = json.loads(run("qat", ptq_file, "-o", tmp_path / "q.safetensors", "--json", *options)[0])["training"]
+    assert (training["steps"], training["epochs"]) == (steps, epochs)
+
+
 def test_the_split_seed_of_the_checkpoint_is_used_again(tmp_path):
     output = tmp_path / "f.safetensors"
     run("fit", "-o", output, *TINY, "--epochs", "1", "--split-seed", "3")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import Augmentation, TrainingBatches
+from training.augmentation import Augmentation
+from training.data import TrainingBatches
 from trtdeploy.datasets import open_dataset
 from trtdeploy.errors import DataError
 from trtdeploy.preprocessing import Preprocessing

@@ -9,12 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from trtdeploy.onnxgraph.source import SourceModel
 from trtdeploy.plan import DeviceFacts, Manifest, PrecisionFacts, TacticFacts
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.tensors import Array
 from trtdeploy.timing_cache import TimingCache
+
+if TYPE_CHECKING:
+    from trtdeploy.onnxgraph.source import SourceModel
 
 BuildProgress = Callable[[str, int, int], None]
 """Called with (phase, steps done, steps in all)."""

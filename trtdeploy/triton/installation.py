@@ -11,7 +11,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import trtdeploy
 from trtdeploy.errors import RuntimeUnavailableError
 from trtdeploy.files import locked
 
@@ -100,14 +99,10 @@ def _prepare_wheel(server: Path) -> Installation:
             "LD_LIBRARY_PATH": _joined(
                 [sysconfig.get_config_var("LIBDIR"), server.parent.parent / "nvidia_pytriton.libs"], "LD_LIBRARY_PATH"
             ),
-            "PYTHONPATH": _joined([Path(trtdeploy.__file__).parents[1], *_site_packages()], "PYTHONPATH"),
+            # The stub embeds Python and ignores PYTHONPATH; it takes the environment of the python3 that it finds.
+            "PATH": _joined([Path(sys.executable).parent], "PATH"),
         },
     )
-
-
-def _site_packages() -> list[str]:
-    paths = sysconfig.get_paths()
-    return list(dict.fromkeys([paths["purelib"], paths["platlib"]]))
 
 
 def _joined(first: list[str | Path], variable: str) -> str:

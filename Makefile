@@ -1,0 +1,38 @@
+# Both targets are complete from a fresh clone: they make a virtual environment, install into it and run.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+QUICKSTART ?= quickstart
+
+.PHONY: quickstart test lint types unit example clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/trtdeploy quickstart --output $(QUICKSTART)
+
+test: lint types unit
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# The checked-in example, from what `make quickstart` has built; its plan stays out of version control.
+example: $(INSTALLED)
+	rm -rf model_repository/efficientnet_b0_digits
+	$(BIN)/trtdeploy package $(QUICKSTART)/model.plan --name efficientnet_b0_digits --repository model_repository
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("trtdeploy needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[training,triton,server,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(QUICKSTART) .mypy_cache .pytest_cache .ruff_cache

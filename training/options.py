@@ -1,0 +1,64 @@
+"""The options that the commands share, with their help."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class CalibrationMethod(str, Enum):
+    """How the ranges of activations are found."""
+
+    max = "max"
+    percentile = "percentile"
+
+
+class ScoredStage(str, Enum):
+    """The ledger's stages that are checkpoints."""
+
+    float = "float"
+    ptq = "ptq"
+    qat = "qat"
+
+
+class ScoredSplit(str, Enum):
+    """The splits of a dataset."""
+
+    train = "train"
+    calibration = "calibration"
+    dev = "dev"
+    test = "test"
+
+
+CheckpointPath = Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth checkpoint.")]
+Data = Annotated[str, typer.Option("--data", help="digits, or a folder or archive of <split>/<class>/*.jpg or *.png.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="efficientnet_b0 (default), or module:factory, called as factory(num_classes)."),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", min=1, help="Side of the square input in pixels [default: 32 for digits, else 64]."),
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training images.")]
+MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after so many steps.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=2, help="Images per step.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate.")]
+Shift = Annotated[
+    int | None, typer.Option("--shift", min=0, help="Shift training images by up to so many pixels at random.")
+]
+Flip = Annotated[bool, typer.Option("--flip", help="Mirror half of the training images; not for digits or letters.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn at random.")]
+SplitSeed = Annotated[
+    int | None,
+    typer.Option("--split-seed", min=0, help="Of the splits that are drawn [default: the checkpoint's, else 0]."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run that was to write --output.")]
+LedgerFile = Annotated[
+    Path | None, typer.Option("--ledger", help="Score the test split too and record it in this accuracy ledger.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object of facts on stdout.")]

@@ -1,0 +1,184 @@
+"""Building a plan with ONNX Runtime: optimize in several ways, keep what is right, measure, take the fastest."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+import onnx
+import onnxruntime
+
+import trtdeploy
+from trtdeploy.errors import BuildError, ModelError, UsageError
+from trtdeploy.onnxgraph.qdq import QuantizationCount, count_quantized
+from trtdeploy.onnxgraph.source import SourceModel
+from trtdeploy.plan import DeviceFacts, PrecisionFacts, TacticFacts
+from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
+from trtdeploy.runtimes.config import BuildConfig
+from trtdeploy.runtimes.onnxruntime.blocked_layout import uses_blocked_layout
+from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
+from trtdeploy.runtimes.onnxruntime.measure import median_milliseconds, relative_error
+from trtdeploy.runtimes.onnxruntime.session import first_line, make_session
+from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
+from trtdeploy.tensors import Array, random_inputs
+from trtdeploy.timing_cache import TimingCache
+
+logger = logging.getLogger(__name__)
+
+# A tactic may round an activation to the neighbouring code where float arithmetic in another order lands on the other
+# side of a rounding boundary; that moves outputs by well below this share of their norm. A wrong graph moves them more.
+MAX_RELATIVE_ERROR = 0.05
+
+_INTEGER_KERNELS = frozenset(
+    {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
+    | {"DynamicQuantizeMatMul", "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool", "QLinearAveragePool"}
+)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An optimized model that gives the right answers, and how many threads to run it with."""
+
+    tactic: str
+    threads: int
+    content: bytes
+
+    @property
+    def key(self) -> str:
+        return f"{self.tactic}, {self.threads} thread" + ("s" if self.threads > 1 else "")
+
+
+def build_plan(
+    source: SourceModel,
+    config: BuildConfig,
+    *,
+    cache: TimingCache | None = None,
+    progress: BuildProgress | None = None,
+) -> BuiltPlan:
+    """Compile a model; see ``Runtime.build``."""
+    count = count_quantized(source.proto)
+    _check_profiles(source, config)
+    best_served = {name: shapes.opt for profile in config.profiles[:1] for name, shapes in profile.items()}
+    inputs = random_inputs(source.inputs, best_served)
+    compiled, rejected = _compile(source, inputs, quantized=count.pairs > 0, progress=progress)
+    thread_counts = [config.threads] if config.threads else sorted({1, usable_cores()})
+    candidates = [_Candidate(name, threads, content) for name, content in compiled.items() for threads in thread_counts]
+    milliseconds, cached = _timings(source, candidates, inputs, config, cache=cache, progress=progress)
+    best = min(candidates, key=lambda candidate: milliseconds[candidate.key])
+    logger.info("fastest of %d candidates: %s, %.2f ms", len(candidates), best.key, milliseconds[best.key])
+    optimized = onnx.load_model_from_string(best.content)
+    blocked = uses_blocked_layout(optimized)
+    return BuiltPlan(
+        content=best.content,
+        device=DeviceFacts(
+            kind="cpu",
+            name=processor_name(),
+            capability=instruction_sets() if blocked else instruction_sets().split("+")[0],
+        ),
+        precision=_precision(count, optimized),
+        tactic=TacticFacts(
+            name=best.tactic,
+            threads=best.threads,
+            milliseconds={key: round(value, 4) for key, value in milliseconds.items()},
+            rejected=rejected,
+            cached=cached,
+        ),
+    )
+
+
+def _check_profiles(source: SourceModel, config: BuildConfig) -> None:
+    known = {spec.name: spec for spec in source.inputs}
+    for profile in config.profiles:
+        for name, shapes in profile.items():
+            if name not in known:
+                raise UsageError(f"--shape names input {name!r}; the model has {sorted(known)}.")
+            wanted = known[name].shape
+            if len(wanted) != len(shapes.min) or any(
+                size >= 0 and not low == high == size
+                for size, low, high in zip(wanted, shapes.min, shapes.max, strict=True)
+            ):
+                raise UsageError(f"--shape {name}={shapes} does not fit the model's input {known[name]}.")
+
+
+def _compile(
+    source: SourceModel, inputs: dict[str, Array], *, quantized: bool, progress: BuildProgress | None
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Optimize the model in every way; keep what gives the model's own answers on ``inputs``."""
+    tactics = tactics_for(quantized)
+    try:
+        reference = make_session(source.proto.SerializeToString()).run(None, inputs)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot run {source.path}: {first_line(error)}"
+        ) from error
+    compiled: dict[str, bytes] = {}
+    rejected: dict[str, str] = {}
+    for done, tactic in enumerate(tactics):
+        if progress:
+            progress("optimizing", done, len(tactics))
+        try:
+            content = tactic.compile(source.proto)
+            if content is None:
+                rejected[tactic.name] = "changes nothing for this model"
+                continue
+            difference = relative_error(make_session(content).run(None, inputs), reference)
+        except (RuntimeError, ValueError) as failure:
+            rejected[tactic.name] = first_line(failure)
+            continue
+        if difference > MAX_RELATIVE_ERROR:
+            rejected[tactic.name] = f"outputs differ by {difference:.1%} from the model as exported"
+        else:
+            compiled[tactic.name] = content
+    if progress:
+        progress("optimizing", len(tactics), len(tactics))
+    if not compiled:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
+        raise BuildError(f"No tactic gives the right answers for {source.path}: {reasons}.")
+    return compiled, rejected
+
+
+def _timings(
+    source: SourceModel,
+    candidates: list[_Candidate],
+    inputs: dict[str, Array],
+    config: BuildConfig,
+    *,
+    cache: TimingCache | None,
+    progress: BuildProgress | None,
+) -> tuple[dict[str, float], bool]:
+    """Return the median milliseconds of every candidate, from the cache where it has all of them."""
+    shapes = ",".join(f"{name}={'x'.join(map(str, array.shape))}" for name, array in inputs.items())
+    software = f"trtdeploy {trtdeploy.__version__}, onnxruntime {onnxruntime.__version__}"
+    machine = f"{software}|{processor_name()}|{instruction_sets()}|{usable_cores()} cores"
+    keys = {candidate.key: f"{machine}|{source.sha256}|{shapes}|{candidate.key}" for candidate in candidates}
+    known = cache.read() if cache else {}
+    if all(key in known for key in keys.values()):
+        return {name: known[key] for name, key in keys.items()}, True
+    # Timings of different runs are not comparable on a machine whose speed drifts: measure all anew.
+    sessions = {candidate.key: make_session(candidate.content, threads=candidate.threads) for candidate in candidates}
+    measured = median_milliseconds(
+        sessions,
+        inputs,
+        rounds=config.timing_rounds,
+        progress=(lambda done, total: progress("timing", done, total)) if progress else None,
+    )
+    if cache:
+        cache.merge({keys[name]: value for name, value in measured.items()})
+    return measured, False
+
+
+def _precision(count: QuantizationCount, optimized: onnx.ModelProto) -> PrecisionFacts:
+    kernels = Counter(node.op_type for node in optimized.graph.node if node.op_type in _INTEGER_KERNELS)
+    if not count.pairs:
+        note = "The model has no Q/DQ: everything runs in float."
+    elif kernels:
+        note = "Integer kernels: " + ", ".join(f"{number} {name}" for name, number in sorted(kernels.items())) + "."
+    else:
+        note = "Values are rounded to INT8 codes; the arithmetic on this CPU is float, which was measured as faster."
+    return PrecisionFacts(
+        weighted_layers=count.weighted_layers,
+        quantized_layers=count.quantized_layers,
+        integer_kernels=sum(kernels.values()),
+        note=note,
+    )

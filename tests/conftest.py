@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtdeploy.build import BuildConfig, build
+from trtdeploy.building import BuildConfig, build
 from trtdeploy.plan import Plan
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import ShapeRange
@@ -20,7 +20,7 @@ LABELS = [str(digit) for digit in range(10)]
 
 
 def make_qdq_classifier(seed: int = 0, *, channels: int = 32, quantized: bool = True) -> onnx.ModelProto:
-    """Conv - SiLU - Conv - pool - Gemm over (N, 3, 32, 32), per-channel weights, per-tensor activations, ten classes."""
+    """Conv, SiLU, Conv, pool, Gemm over (N, 3, 32, 32): per-channel weights, per-tensor activations, ten classes."""
     rng = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []

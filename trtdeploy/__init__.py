@@ -12,7 +12,7 @@ from trtdeploy import errors
 from trtdeploy.errors import TrtDeployError
 
 if TYPE_CHECKING:
-    from trtdeploy.build import BuildConfig, build
+    from trtdeploy.building import BuildConfig, build
     from trtdeploy.engine import Engine
     from trtdeploy.ledger import Ledger
     from trtdeploy.preprocessing import Preprocessing
@@ -34,13 +34,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BuildConfig": "trtdeploy.build",
+    "BuildConfig": "trtdeploy.building",
     "Engine": "trtdeploy.engine",
     "Ledger": "trtdeploy.ledger",
     "Preprocessing": "trtdeploy.preprocessing",
     "ShapeRange": "trtdeploy.tensors",
     "TensorSpec": "trtdeploy.tensors",
-    "build": "trtdeploy.build",
+    "build": "trtdeploy.building",
 }
 
 

@@ -17,7 +17,6 @@ from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import sha256_file
 from trtdeploy.preprocessing import Preprocessing
 
-
 LAYERS = ("stem", "head")
 
 
@@ -209,7 +208,7 @@ def computed_scale(model):
         (zero_a_scale, "not finite, positive"),
         (unsigned_zero_point, "not INT8 and 0"),
         (shifted_zero_point, "not INT8 and 0"),
-        (widen_a_scale, "a scale that no quantizer has"),
+        (widen_a_scale, "no quantizer has its scale"),
         (computed_scale, "not a constant"),
     ],
 )

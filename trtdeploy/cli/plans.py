@@ -58,8 +58,8 @@ def build(
 ) -> None:
     """Build a plan: optimize, measure every candidate on this machine, keep the fastest that gives the same answers."""
     with door(), Bars() as bars:
-        from trtdeploy.build import BuildConfig
-        from trtdeploy.build import build as run_build
+        from trtdeploy.building import BuildConfig
+        from trtdeploy.building import build as run_build
         from trtdeploy.tensors import parse_shape_option
 
         base = BuildConfig.from_yaml(config) if config else BuildConfig()

@@ -1,0 +1,119 @@
+"""EfficientNet-B0 at 224 pixels, batch 1, one thread: float, Q/DQ as exported, and the plan, in turn in one run.
+
+The weights are random: latency does not depend on them. Batch norm has seen images of noise, and ranges are calibrated
+by maximum on noise, so that no activation is degenerate.
+
+    python -m benchmarks.plan_latency --output benchmarks/results/plan_latency.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from training.calibrate import fix_ranges, observing_inputs
+from training.export import trace_to_onnx
+from training.models.efficientnet import efficientnet_b0
+from training.quantize import quantize
+from trtdeploy import BuildConfig, Engine, build
+from trtdeploy.files import atomic_write
+from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
+from trtdeploy.statistics import percentile
+
+SIZE = 224
+
+
+def export_models(folder: Path) -> tuple[Path, Path]:
+    """Write the float model and its calibrated Q/DQ twin."""
+    torch.manual_seed(0)
+    network = efficientnet_b0(1000)
+    noise = torch.randn(8, 3, SIZE, SIZE)
+    with torch.no_grad():
+        for _ in range(3):
+            network.train()(noise)
+    network.eval()
+    float_onnx, qdq_onnx = folder / "float.onnx", folder / "qdq.onnx"
+    float_onnx.write_bytes(trace_to_onnx(network, (3, SIZE, SIZE), opset=17))
+    quantized = quantize(network, calibrator="max")
+    with observing_inputs(quantized):
+        quantized(noise)
+    fix_ranges(quantized)
+    qdq_onnx.write_bytes(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
+    return float_onnx, qdq_onnx
+
+
+def as_exported(path: Path) -> Callable[[dict[str, Any]], Any]:
+    """Return a runner of an ONNX file with ONNX Runtime's defaults and one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, inputs)
+
+
+def measure(runners: dict[str, Callable[[dict[str, Any]], Any]], rounds: int) -> dict[str, list[float]]:
+    """Time all runners in turn, so that a change of the machine's speed hits all of them alike; milliseconds."""
+    inputs = {"input": np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)}
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(-3, rounds):
+        for name, runner in runners.items():
+            start = time.perf_counter()
+            runner(inputs)
+            if turn >= 0:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def main() -> int:
+    """Run the benchmark; exit code 1 if the plan takes more than 1.25 times the float model's time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        float_onnx, qdq_onnx = export_models(folder)
+        plan = build(qdq_onnx, folder / "qdq.plan", BuildConfig(threads=1))
+        with Engine.load(plan.path, threads=1) as engine:
+            times = measure(
+                {"float": as_exported(float_onnx), "as exported": as_exported(qdq_onnx), "plan": engine.infer},
+                arguments.rounds,
+            )
+    ratios = {
+        name: percentile([a / b for a, b in zip(times[name], times["float"], strict=True)], 50).model_dump()
+        for name in ("as exported", "plan")
+    }
+    result = {
+        "model": f"EfficientNet-B0, {SIZE}x{SIZE}, batch 1, one thread",
+        "processor": processor_name(),
+        "instruction_sets": instruction_sets(),
+        "cores": usable_cores(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "rounds": arguments.rounds,
+        "median_ms": {key: round(statistics.median(values), 3) for key, values in times.items()},
+        "ratio_to_float": ratios,
+        "tactic": plan.manifest.tactic.name if plan.manifest.tactic else None,
+        "tactics_ms": plan.manifest.tactic.milliseconds if plan.manifest.tactic else None,
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    sys.stdout.write(text)
+    if arguments.output:
+        atomic_write(arguments.output, text)
+    return 0 if ratios["plan"]["value"] <= 1.25 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

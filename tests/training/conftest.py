@@ -6,29 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_model import IMAGE_SIZE, tiny_schedule
 
-from training.augmentation import Augmentation
 from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
 from training.fit import fit
-from training.schedule import Schedule
 from trtdeploy.datasets import open_dataset
-
-IMAGE_SIZE = 16
 
 # The networks here are so small that more threads only wait for each other, for long when the machine is busy.
 torch.set_num_threads(1)
-
-
-def tiny_schedule(**changes):
-    values = {
-        "epochs": 6,
-        "batch_size": 32,
-        "learning_rate": 1e-2,
-        "warm_up": 0.1,
-        "augmentation": Augmentation(shift_px=1),
-    }
-    return Schedule(**(values | changes))
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import logging
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, tiny_schedule
 from safetensors.torch import load_file
+from tiny_model import IMAGE_SIZE, tiny_schedule
 from torch import nn
 
 from training.checkpoint import load_checkpoint

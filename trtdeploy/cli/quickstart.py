@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from trtdeploy.quickstart import QuickstartResult
 
 _TITLES = {
-    "float": "float (torch)",
-    "ptq": "PTQ, max (torch)",
-    "qat": "QAT (torch)",
-    "onnx": "Q/DQ ONNX (ONNX Runtime)",
-    "plan": "plan (Engine)",
-    "served": "served (Triton, gRPC)",
+    "float": "float",
+    "ptq": "PTQ, max",
+    "qat": "QAT",
+    "onnx": "Q/DQ ONNX",
+    "plan": "plan",
+    "served": "served, gRPC",
 }
 
 
@@ -95,6 +95,8 @@ def _print_result(result: QuickstartResult, *, seconds: float) -> None:
     table = Table(
         "stage", "top-1 %, 95% interval", "agreement with float", "latency, batch 1", box=None, pad_edge=False
     )
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for stage, record in result.stages.items():

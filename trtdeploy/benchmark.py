@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ShapeError, UsageError
-from trtdeploy.plan import read_manifest
+from trtdeploy.plan import Manifest, read_manifest
 from trtdeploy.statistics import Interval, percentile
-from trtdeploy.tensors import DYNAMIC, Array, TensorSpec, random_inputs
+from trtdeploy.tensors import DYNAMIC, Array, random_inputs
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 
@@ -66,10 +67,12 @@ def bench(
         ShapeError: The plan does not take a batch size.
         PlanError: The plan cannot be loaded.
     """
-    if min([*batches, *contexts], default=0) < 1 or duration_s <= 0 or warm_up_s < 0:
-        raise UsageError("batches, contexts and the duration must be positive, the warm-up not negative.")
-    specs = read_manifest(plan).inputs
-    inputs = {batch: random_inputs(specs, _shapes(specs, batch)) for batch in batches}
+    if min(min(batches, default=0), min(contexts, default=0)) < 1:
+        raise UsageError("At least one batch size and one number of contexts are needed, and they must be positive.")
+    if not 0 < duration_s < math.inf or not 0 <= warm_up_s < math.inf:
+        raise UsageError(f"duration_s={duration_s} must be positive, warm_up_s={warm_up_s} not negative; both finite.")
+    manifest = read_manifest(plan)
+    inputs = {batch: random_inputs(manifest.inputs, _shapes(manifest, batch)) for batch in batches}
     results: list[Measurement] = []
     for count in contexts:
         with Engine.load(plan, contexts=count, threads=threads, timeout_s=None) as engine:
@@ -91,13 +94,15 @@ def bench(
     return results
 
 
-def _shapes(specs: Sequence[TensorSpec], batch: int) -> dict[str, list[int]]:
-    """Return shapes with this batch; other dynamic dimensions are 1."""
+def _shapes(manifest: Manifest, batch: int) -> dict[str, list[int]]:
+    """Return shapes with this batch; other dynamic dimensions are those that the plan serves best, else 1."""
+    best_served = {name: shapes.opt for profile in manifest.profiles[:1] for name, shapes in profile.items()}
     shapes = {}
-    for spec in specs:
+    for spec in manifest.inputs:
         if not spec.shape or spec.shape[0] not in (DYNAMIC, batch):
             raise ShapeError(f"Input {spec} has a fixed first dimension; batch {batch} is not possible.")
-        shapes[spec.name] = [batch, *(1 if size == DYNAMIC else size for size in spec.shape[1:])]
+        usual = best_served.get(spec.name) or [1 if size == DYNAMIC else size for size in spec.shape]
+        shapes[spec.name] = [batch, *usual[1:]]
     return shapes
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import trtdeploy
+from trtdeploy.errors import BuildError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.ledger import Ledger
 from trtdeploy.onnxgraph.source import load_source
@@ -37,7 +38,7 @@ def build(
 
     Raises:
         ModelError: ``model`` is not a valid ONNX model, or the runtime refuses it.
-        BuildError: The runtime could build nothing that gives the model's answers.
+        BuildError: The runtime could build nothing that gives the model's answers, or the plan cannot be written.
         RuntimeUnavailableError: The runtime that the config asks for is not on this machine.
         UsageError: The config does not fit the model.
         TimingCacheError: The timing cache cannot be locked or written.
@@ -67,4 +68,7 @@ def build(
         calibration=source.calibration,
         ledger=summary,
     )
-    return write_plan(output, built.content, manifest)
+    try:
+        return write_plan(output, built.content, manifest)
+    except OSError as error:
+        raise BuildError(f"The plan {output} cannot be written: {error}.") from error

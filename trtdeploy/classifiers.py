@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trtdeploy.engine import Engine
-from trtdeploy.errors import ModelError
+from trtdeploy.errors import InferenceError, ModelError
 from trtdeploy.onnxgraph.source import load_source
 from trtdeploy.runtimes.onnxruntime.cpu import usable_cores
-from trtdeploy.runtimes.onnxruntime.session import OPTIMIZE_ALL, first_line, make_session
+from trtdeploy.runtimes.onnxruntime.session import OPTIMIZE_ALL, RUNTIME_ERRORS, first_line, make_session
 from trtdeploy.tensors import Array, TensorSpec
 
 
@@ -23,11 +23,14 @@ def onnx_classifier(path: str | Path) -> Callable[[Array], Array]:
     input_name, output_name = _one_of_each(str(path), source.inputs, source.outputs)
     try:
         session = make_session(source.proto.SerializeToString(), threads=usable_cores(), optimization=OPTIMIZE_ALL)
-    except (RuntimeError, ValueError) as error:
+    except RUNTIME_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error
 
     def predict(batch: Array) -> Array:
-        scores: Array = session.run([output_name], {input_name: batch})[0]
+        try:
+            scores: Array = session.run([output_name], {input_name: batch})[0]
+        except RUNTIME_ERRORS as error:
+            raise InferenceError(f"ONNX Runtime failed on {path}: {first_line(error)}") from error
         return scores
 
     return predict

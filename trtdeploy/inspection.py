@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 
-from trtdeploy.errors import PlanIncompatibleError, RuntimeUnavailableError
+from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, RuntimeUnavailableError
 from trtdeploy.onnxgraph.qdq import count_quantized
 from trtdeploy.onnxgraph.source import load_source
 from trtdeploy.plan import manifest_path, read_plan
@@ -59,9 +60,16 @@ def _inspect_plan(path: Path) -> dict[str, Any]:
         "runs_here": obstacle is None,
         "obstacle": obstacle,
         # an ONNX Runtime plan is an optimized ONNX graph: its operators are the kernels that run
-        "kernels": _operators(onnx.load_model_from_string(content)) if manifest.runtime.name == "onnxruntime" else None,
+        "kernels": _kernels(path, content) if manifest.runtime.name == "onnxruntime" else None,
         **manifest.model_dump(mode="json"),
     }
+
+
+def _kernels(path: Path, content: bytes) -> dict[str, int]:
+    try:
+        return _operators(onnx.load_model_from_string(content))
+    except DecodeError as error:
+        raise PlanCorruptError(f"The plan {path} is not an optimized ONNX graph: {error}.") from error
 
 
 def _operators(model: onnx.ModelProto) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,15 @@ def run_once(
     """
     with Engine.load(plan, threads=threads) as engine:
         specs = {spec.name: spec for spec in engine.inputs}
-        arrays = dict(_read_input(text, specs, engine.manifest) for text in inputs)
+        arrays: dict[str, Array] = {}
+        for text in inputs:
+            name, array = _read_input(text, specs, engine.manifest)
+            if name in arrays:
+                raise UsageError(f"--input names {name!r} twice; give each input once.")
+            arrays[name] = array
         outputs = engine.infer(arrays)
         if output is not None:
-            buffer = io.BytesIO()
-            np.savez(buffer, **outputs)
-            atomic_write(output, buffer.getvalue())
+            atomic_write(output, _npz(outputs))
         return outputs, engine.manifest
 
 
@@ -62,8 +66,19 @@ def summarize(outputs: Mapping[str, Array], manifest: Manifest) -> dict[str, Any
     return facts
 
 
+def _npz(arrays: Mapping[str, Array]) -> bytes:
+    """Return an .npz file; ``numpy.savez`` cannot write an array that is called "file"."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.save(member, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
 def _likeliest(scores: Array, labels: Sequence[str]) -> list[dict[str, Any]]:
-    shifted = np.exp(scores.astype(np.float64) - scores.max())
+    scores = scores.astype(np.float64)
+    shifted = np.exp(scores - scores.max())
     probabilities = shifted / shifted.sum()
     return [
         {"label": labels[index], "probability": float(probabilities[index])}
@@ -96,7 +111,7 @@ def _read_input(text: str, specs: Mapping[str, TensorSpec], manifest: Manifest) 
         return name, manifest.preprocessing([content])
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a .npy file that can be read: {error}.") from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path} holds several arrays; give a .npy file with one.")

@@ -5,14 +5,14 @@ One file, one lock that spans reading, merging and replacing it: no update is lo
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import atomic_write, locked
@@ -24,7 +24,7 @@ class _CacheFile(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     format: Literal[1] = 1
-    milliseconds: dict[str, float]
+    milliseconds: dict[str, Annotated[float, Field(gt=0)]]
 
 
 class TimingCache:
@@ -45,7 +45,7 @@ class TimingCache:
         Raises:
             TimingCacheError: The file cannot be read or locked.
         """
-        with locked(self.path, timeout_s=self._timeout_s, error=TimingCacheError):
+        with self._locked():
             return self._read()
 
     def merge(self, milliseconds: Mapping[str, float]) -> None:
@@ -57,26 +57,27 @@ class TimingCache:
         broken = [key for key, value in milliseconds.items() if not (math.isfinite(value) and value > 0)]
         if broken:
             raise TimingCacheError(f"Timings must be finite and positive; {broken[0]!r} is {milliseconds[broken[0]]}.")
-        with locked(self.path, timeout_s=self._timeout_s, error=TimingCacheError):
+        with self._locked():
             merged = {**self._read(), **milliseconds}
-            try:
-                atomic_write(self.path, _CacheFile(milliseconds=dict(sorted(merged.items()))).model_dump_json(indent=1))
-            except OSError as error:
-                raise TimingCacheError(f"The timing cache {self.path} cannot be written: {error}.") from error
+            atomic_write(self.path, _CacheFile(milliseconds=dict(sorted(merged.items()))).model_dump_json(indent=1))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with locked(self.path, timeout_s=self._timeout_s, error=TimingCacheError):
+                yield
+        except OSError as error:
+            raise TimingCacheError(f"The timing cache {self.path} cannot be used: {error}.") from error
 
     def _read(self) -> dict[str, float]:
         try:
-            text = self.path.read_text()
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError) as error:
-            if isinstance(error, UnicodeDecodeError):
-                return self._quarantine("it is not text")
-            raise TimingCacheError(f"The timing cache {self.path} cannot be read: {error}.") from error
         try:
-            return _CacheFile.model_validate(json.loads(text)).milliseconds
-        except (json.JSONDecodeError, ValidationError) as error:
-            return self._quarantine(str(error).splitlines()[0])
+            return _CacheFile.model_validate_json(content).milliseconds
+        except ValidationError as error:
+            return self._quarantine(str(error.errors()[0]["msg"]))
 
     def _quarantine(self, reason: str) -> dict[str, float]:
         number = 1

@@ -24,11 +24,14 @@ from trtdeploy.engine import Engine
 from trtdeploy.errors import ServerError, ShapeError, UsageError
 from trtdeploy.evaluation import Progress, collect, evaluate, map_labels, median_latency_ms
 from trtdeploy.ledger import Ledger, StageOutputs
+from trtdeploy.onnxgraph.source import load_source
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.statistics import Interval, percentile
 from trtdeploy.tensors import DYNAMIC, Array, TensorSpec
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
+_REFERENCE_BATCH = 32
+_ROUNDING = 1e-9
 
 
 class Target(ABC):
@@ -226,6 +229,7 @@ def validate(
     # alone, before the load: what one caller sees, comparable with the other stages of the ledger
     one = preprocessing.normalise(split.pixels(preprocessing, [0]))
     latency_ms = median_latency_ms(lambda: target.scores(one))
+    against = _comparison(target, options, ledger, split, preprocessing, label_map)
     answers = ask(
         target,
         split,
@@ -235,7 +239,6 @@ def validate(
         concurrency=options.concurrency,
         progress=progress,
     )
-    against = _comparison(options, ledger, split, preprocessing, label_map)
     report = _report(target, answers, against, options)
     if ledger is not None:
         ledger.record(
@@ -349,11 +352,17 @@ def _check_interface(target: Target, preprocessing: Preprocessing, batch_size: i
     given = (batch_size, *preprocessing.sample_shape)
     if len(wanted) != len(given) or any(size not in (DYNAMIC, have) for size, have in zip(wanted, given, strict=True)):
         raise ShapeError(f"{target.name} takes {target.input}; the preprocessed images have shape {list(given)}.")
+    if wanted[0] not in (DYNAMIC, 1):
+        raise ShapeError(
+            f"{target.name} takes exactly {wanted[0]} samples per request, and the last request may have fewer.",
+            hint="Export the model with a dynamic batch, or with a batch of 1.",
+        )
     if target.max_batch_size is not None and batch_size > target.max_batch_size:
         raise ShapeError(f"{target.name} takes at most {target.max_batch_size} samples per request, not {batch_size}.")
 
 
 def _comparison(
+    target: Target,
     options: ValidationOptions,
     ledger: Ledger | None,
     split: Split,
@@ -367,9 +376,7 @@ def _comparison(
     expected: StageOutputs | None = None
     if options.reference is not None:
         reference = options.reference.name
-        expected = evaluate(
-            onnx_classifier(options.reference), split, preprocessing, label_map=label_map, batch_size=32
-        ).outputs
+        expected = _reference_outputs(options.reference, target.labels, split, preprocessing, label_map)
         baseline = {"name": reference, "top1": expected.top1.value}
     elif ledger is not None and "onnx" in recorded:
         reference = "onnx stage"
@@ -379,20 +386,53 @@ def _comparison(
     return _Comparison(baseline, reference, expected)
 
 
+def _reference_outputs(
+    path: Path,
+    labels: tuple[str, ...] | None,
+    split: Split,
+    preprocessing: Preprocessing,
+    label_map: Sequence[int] | None,
+) -> StageOutputs:
+    """Run an ONNX file over the split; its class scores come in the order of ``labels``."""
+    source = load_source(path)
+    predict = onnx_classifier(path)
+    own = source.labels
+    if labels is None or own is None or own == labels:
+        in_order = predict
+    elif sorted(own) == sorted(labels):
+        columns = [own.index(label) for label in labels]
+
+        def in_order(batch: Array) -> Array:
+            return predict(batch)[:, columns]
+
+    else:
+        raise UsageError(f"The labels of {path.name} are not those of the model: the two cannot be compared.")
+    batch_size = source.inputs[0].shape[0] if source.inputs[0].shape else 1
+    return evaluate(
+        in_order,
+        split,
+        preprocessing,
+        label_map=label_map,
+        batch_size=_REFERENCE_BATCH if batch_size == DYNAMIC else batch_size,
+    ).outputs
+
+
 def _report(target: Target, answers: Answers, against: _Comparison, options: ValidationOptions) -> ValidationReport:
     top1 = answers.outputs.top1
     agreement = answers.outputs.agreement(against.expected) if against.expected is not None else None
     drop = against.baseline["top1"] - top1.value if against.baseline is not None else None
     gates = []
     if options.max_drop is not None and drop is not None:
-        gates.append(Gate(name="top-1 drop", value=drop, limit=options.max_drop, passed=drop <= options.max_drop))
+        # percentages are rounded: a drop of exactly the limit passes
+        within = drop <= options.max_drop + _ROUNDING
+        gates.append(Gate(name="top-1 drop", value=drop, limit=options.max_drop, passed=within))
     if options.min_agreement is not None and agreement is not None:
         gates.append(
             Gate(
                 name="agreement",
                 value=agreement,
                 limit=options.min_agreement,
-                passed=agreement >= options.min_agreement,
+                passed=agreement >= options.min_agreement - _ROUNDING,
             )
         )
     n = len(answers.outputs.ids)

@@ -107,7 +107,7 @@ def test_a_folder_of_images(colours, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "steps", "epochs"),
-    [([], 132, 4), (["--max-steps", "140"], 140, 5), (["--max-steps", "3"], 3, 1), (["--epochs", "1"], 33, 1)],
+    [([], 99, 3), (["--max-steps", "140"], 140, 5), (["--max-steps", "3"], 3, 1), (["--epochs", "1"], 33, 1)],
 )
 def test_the_length_of_qat(ptq_file, tmp_path, options, steps, epochs):
     training = json.loads(run("qat", ptq_file, "-o", tmp_path / "q.safetensors", "--json", *options)[0])["training"]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,6 +23,14 @@ from trtdeploy.errors import TrtDeployError
 
 INTERRUPTED_EXIT_CODE = 130
 """128 + SIGINT, as shells report it."""
+_MAX_SECONDS = 1e7
+_FILE_COLUMNS = 160
+READER_GONE_EXIT_CODE = 141
+"""128 + SIGPIPE: whoever read our output has ended, as in ``trtdeploy inspect PLAN | head -1``."""
+
+
+# Set by the first signal: what it interrupts may fail in ways of its own, an import for example.
+_interrupted = threading.Event()
 
 
 @contextmanager
@@ -26,19 +38,33 @@ def door() -> Iterator[None]:
     """Turn the errors of a command into one message on stderr and its exit code, never a traceback."""
     try:
         yield
-    except TrtDeployError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
-    except ValidationError as error:
+    except typer.Exit:
+        raise
+    except BaseException as error:
+        message, code = _explain(error)
+        if message:
+            typer.echo(message, err=True)
+        raise typer.Exit(code) from error
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Return the message and the exit code of an error; raise again what is a bug."""
+    if isinstance(error, KeyboardInterrupt) or _interrupted.is_set():
+        reason = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        return f"\n{reason or 'Interrupted.'}", INTERRUPTED_EXIT_CODE
+    if isinstance(error, TrtDeployError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, ValidationError):
         first = error.errors()[0]
-        typer.echo(f"error: {'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r}).", err=True)
-        raise typer.Exit(TrtDeployError.exit_code) from error
-    except OSError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(TrtDeployError.exit_code) from error
-    except KeyboardInterrupt as error:
-        typer.echo(f"\n{str(error) or 'Interrupted.'}", err=True)
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
+        where = ".".join(map(str, first["loc"]))
+        return f"error: {where}: {first['msg']} (got {first['input']!r}).", TrtDeployError.exit_code
+    if isinstance(error, BrokenPipeError):
+        # what is still buffered would fail once more when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "", READER_GONE_EXIT_CODE
+    if isinstance(error, OSError):
+        return f"error: {error}", TrtDeployError.exit_code
+    raise error
 
 
 def show_warnings() -> None:
@@ -54,9 +80,30 @@ def print_json(facts: Any) -> None:
     typer.echo(json.dumps(facts, indent=2))
 
 
-def interrupt(_number: int, _frame: FrameType | None) -> None:
+class Output(Console):
+    """stdout for tables: wide where it is no terminal; a reader that has ended is reported as by ``typer.echo``."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, **options)
+        if not self.is_terminal:
+            self.width = _FILE_COLUMNS
+
+    def on_broken_pipe(self) -> None:
+        """Let ``door`` handle it; rich would exit with 1, which means here that a check failed."""
+        raise BrokenPipeError
+
+
+def finite_seconds(value: float) -> float:
+    """Refuse a duration that is not a number, or that no clock can count; for ``typer.Option``."""
+    if not (math.isfinite(value) and value <= _MAX_SECONDS):
+        raise typer.BadParameter(f"{value:g} is not a number of seconds up to {_MAX_SECONDS:.0f}.")
+    return value
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
     """End on a signal as on Ctrl-C; for ``signal.signal``."""
-    raise KeyboardInterrupt("Stopped.")
+    _interrupted.set()
+    raise KeyboardInterrupt("Interrupted." if number == signal.SIGINT else "Stopped.")
 
 
 class Bars:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
 
 import trtdeploy
 from trtdeploy.cli import plans, quickstart, serving
-from trtdeploy.cli.console import show_warnings
+from trtdeploy.cli.console import interrupt, show_warnings
 
 app = typer.Typer(
     name="trtdeploy",
@@ -41,4 +42,6 @@ def _options(
 def main() -> None:
     """Run the command line."""
     show_warnings()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell lets its background jobs ignore it
+        signal.signal(signal.SIGINT, interrupt)
     app()

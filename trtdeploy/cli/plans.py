@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trtdeploy.cli.console import Bars, door, print_json
+from trtdeploy.cli.console import Bars, Output, door, finite_seconds, print_json
 
-PlanPath = Annotated[Path, typer.Argument(help="A plan; its manifest PLAN.json must lie beside it.")]
+PlanPath = Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads of one inference on a CPU [default: what the build chose]."),
@@ -28,9 +28,10 @@ def register(app: typer.Typer) -> None:
 
 
 def build(
-    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    model: Annotated[Path, typer.Argument(dir_okay=False, help="An ONNX file.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the plan goes; its manifest goes to OUTPUT.json.")
+        Path,
+        typer.Option("--output", "-o", dir_okay=False, help="Where the plan goes; its manifest goes to OUTPUT.json."),
     ],
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="auto, onnxruntime, tensorrt or tensorrt-rtx [default: auto].")
@@ -40,7 +41,8 @@ def build(
         typer.Option("--shape", help="NAME=MIN:OPT:MAX, for example input=1x3x224x224:8x3x224x224:32x3x224x224."),
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option("--timing-cache", help="File that keeps measured timings between builds.")
+        Path | None,
+        typer.Option("--timing-cache", dir_okay=False, help="File that keeps measured timings between builds."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of one inference on a CPU [default: measured].")
@@ -49,10 +51,10 @@ def build(
         int | None, typer.Option("--timing-rounds", min=1, help="How often each candidate is timed [default: 20].")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file of build options; flags win over it.")
+        Path | None, typer.Option("--config", dir_okay=False, help="YAML file of build options; flags win over it.")
     ] = None,
     ledger: Annotated[
-        Path | None, typer.Option("--ledger", help="Accuracy ledger to summarise in the manifest.")
+        Path | None, typer.Option("--ledger", dir_okay=False, help="Accuracy ledger to summarise in the manifest.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -73,22 +75,25 @@ def build(
         values = {name: getattr(base, name) for name in BuildConfig.model_fields}
         values |= {name: value for name, value in given.items() if value is not None}
         plan = run_build(model, output, BuildConfig(**values), ledger=ledger, progress=bars.show)
-    manifest = plan.manifest
-    if as_json:
-        print_json({"plan": str(plan.path), **manifest.model_dump(mode="json")})
-        return
-    typer.echo(f"{plan.path}: {manifest.runtime.name} {manifest.runtime.version}, {manifest.plan_bytes / 1e6:.1f} MB")
-    if manifest.tactic is not None:
-        origin = "timing cache" if manifest.tactic.cached else "measured now"
-        for name, milliseconds in sorted(manifest.tactic.milliseconds.items(), key=lambda item: item[1]):
-            typer.echo(f"  {milliseconds:8.2f} ms  {name}")
-        for name, reason in manifest.tactic.rejected.items():
-            typer.echo(f"  {'-':>8}     {name}: {reason}")
-        typer.echo(f"  chosen: {manifest.tactic.name}, {manifest.tactic.threads} thread(s); {origin}")
+        bars.finish()
+        manifest = plan.manifest
+        if as_json:
+            print_json({"plan": str(plan.path), **manifest.model_dump(mode="json")})
+            return
+        typer.echo(
+            f"{plan.path}: {manifest.runtime.name} {manifest.runtime.version}, {manifest.plan_bytes / 1e6:.1f} MB"
+        )
+        if manifest.tactic is not None:
+            origin = "timing cache" if manifest.tactic.cached else "measured now"
+            for name, milliseconds in sorted(manifest.tactic.milliseconds.items(), key=lambda item: item[1]):
+                typer.echo(f"  {milliseconds:8.2f} ms  {name}")
+            for name, reason in manifest.tactic.rejected.items():
+                typer.echo(f"  {'-':>8}     {name}: {reason}")
+            typer.echo(f"  chosen: {manifest.tactic.name}, {manifest.tactic.threads} thread(s); {origin}")
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="An ONNX file or a plan.")],
+    path: Annotated[Path, typer.Argument(dir_okay=False, help="An ONNX file or a plan.")],
     as_json: AsJson = False,
 ) -> None:
     """Show inputs and outputs, profiles, precision, kernels and provenance."""
@@ -107,7 +112,7 @@ def inspect_command(
             if name in ("inputs", "outputs"):
                 value = "\n".join(str(TensorSpec.model_validate(spec)) for spec in value)
             table.add_row(name, _readable(value))
-        Console(soft_wrap=True, highlight=False).print(table)
+        Output(soft_wrap=True).print(table)
 
 
 def run(
@@ -120,7 +125,9 @@ def run(
             help="NAME=FILE.npy, NAME=random, or NAME=IMAGE.jpg where the plan knows its preprocessing.",
         ),
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write the outputs to this .npz file.")
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -148,8 +155,12 @@ def bench(
         list[int] | None, typer.Option("--contexts", help="Inferences at a time; give several to sweep [default: 1].")
     ] = None,
     threads: Threads = None,
-    warm_up: Annotated[float, typer.Option("--warm-up", min=0, help="Seconds before counting, per point.")] = 0.5,
-    duration: Annotated[float, typer.Option("--duration", help="Seconds that count, per point.")] = 3.0,
+    warm_up: Annotated[
+        float, typer.Option("--warm-up", min=0, callback=finite_seconds, help="Seconds before counting, per point.")
+    ] = 0.5,
+    duration: Annotated[
+        float, typer.Option("--duration", min=0.001, callback=finite_seconds, help="Seconds that count, per point.")
+    ] = 3.0,
     as_json: AsJson = False,
 ) -> None:
     """Measure latency percentiles and throughput of a plan on this machine."""
@@ -170,7 +181,9 @@ def bench(
         if as_json:
             print_json([point.model_dump() for point in points])
             return
-        table = Table("batch", "contexts", "samples/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "n")
+        table = Table(
+            "batch", "contexts", "samples/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "n", box=None, pad_edge=False
+        )
         for point in points:
             latencies = [point.latency_ms[name].format() for name in ("p50", "p90", "p95", "p99")]
             table.add_row(
@@ -180,7 +193,7 @@ def bench(
                 *latencies,
                 str(point.inferences),
             )
-        Console().print(table)
+        Output().print(table)
 
 
 def _readable(value: Any) -> str:

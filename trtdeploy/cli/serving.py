@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtdeploy.cli.console import Bars, door, interrupt, print_json
-from trtdeploy.errors import GateError
+from trtdeploy.cli.console import Bars, door, finite_seconds, interrupt, print_json
+from trtdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
+    from trtdeploy.preprocessing import Preprocessing
     from trtdeploy.validation import ValidationReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def package(
-    plan: Annotated[Path, typer.Argument(help="A plan; its manifest PLAN.json must lie beside it.")],
+    plan: Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")],
     name: Annotated[str, typer.Option("--name", help="Model name in Triton.")],
     repository: Annotated[Path, typer.Option("--repository", help="The model repository; made if it is not there.")],
     version: Annotated[int | None, typer.Option("--version", help="Version [default: the next free one].")] = None,
@@ -78,10 +79,16 @@ def serve(
     grpc_port: Annotated[int, typer.Option("--grpc-port", min=0, max=65535, help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="0 takes a free one.")] = 8002,
     ready_timeout: Annotated[
-        float, typer.Option("--ready-timeout", help="Seconds until all models must be ready.")
+        float,
+        typer.Option(
+            "--ready-timeout", min=0.001, callback=finite_seconds, help="Seconds until all models must be ready."
+        ),
     ] = 120.0,
     drain_timeout: Annotated[
-        float, typer.Option("--drain-timeout", help="Seconds for running requests at the end.")
+        float,
+        typer.Option(
+            "--drain-timeout", min=0, callback=finite_seconds, help="Seconds for running requests at the end."
+        ),
     ] = 30.0,
     as_json: AsJson = False,
 ) -> None:
@@ -94,6 +101,8 @@ def serve(
         from trtdeploy.triton.server import TritonServer
 
         signal.signal(signal.SIGTERM, interrupt)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(signal.SIGHUP, interrupt)
         server = TritonServer(
             repository,
             find_tritonserver(tritonserver),
@@ -107,14 +116,15 @@ def serve(
             drain_timeout_s=drain_timeout,
         )
         with server:
-            if as_json:
-                print_json({"http": server.http_url, "grpc": server.grpc_url, "models": server.models})
-            else:
-                typer.echo(f"ready: {', '.join(server.models)} at {server.http_url} and {server.grpc_url}")
             try:
+                if as_json:
+                    print_json({"http": server.http_url, "grpc": server.grpc_url, "models": server.models})
+                else:
+                    typer.echo(f"ready: {', '.join(server.models)} at {server.http_url} and {server.grpc_url}")
                 server.wait()
             except KeyboardInterrupt:
-                typer.echo("stopping", err=True)
+                with suppress(OSError):  # stderr may have gone with the terminal
+                    typer.echo("stopping", err=True)
 
 
 def validate(
@@ -125,17 +135,23 @@ def validate(
         str | None, typer.Option("--url", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Model name on the server.")] = None,
-    plan: Annotated[Path | None, typer.Option("--plan", help="Validate a plan here, without a server.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", dir_okay=False, help="Validate a plan here, without a server.")
+    ] = None,
     version: Annotated[str, typer.Option("--version", help="Version [default: the server's choice].")] = "",
     reference: Annotated[
-        Path | None, typer.Option("--reference", help="ONNX file to run here on the same inputs and compare with.")
+        Path | None,
+        typer.Option("--reference", dir_okay=False, help="ONNX file to run here on the same inputs and compare with."),
     ] = None,
     preprocessing: Annotated[
-        Path | None, typer.Option("--preprocessing", help="JSON specification [default: what the model carries].")
+        Path | None,
+        typer.Option("--preprocessing", dir_okay=False, help="JSON specification [default: what the model carries]."),
     ] = None,
     ledger: Annotated[
         Path | None,
-        typer.Option("--ledger", help="Record the stage here; its float stage is the baseline of the drop."),
+        typer.Option(
+            "--ledger", dir_okay=False, help="Record the stage here; its float stage is the baseline of the drop."
+        ),
     ] = None,
     max_drop: Annotated[
         float | None, typer.Option("--max-drop", help="Largest allowed drop of top-1, in percentage points.")
@@ -145,7 +161,9 @@ def validate(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per request.")] = 1,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight.")] = 4,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that one request may take.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, callback=finite_seconds, help="Seconds that one request may take.")
+    ] = 30.0,
     split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Of splits that are drawn.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -153,16 +171,14 @@ def validate(
     with door(), Bars() as bars:
         from trtdeploy.datasets import open_dataset
         from trtdeploy.engine import Engine
-        from trtdeploy.errors import UsageError
         from trtdeploy.ledger import Ledger
-        from trtdeploy.preprocessing import Preprocessing
         from trtdeploy.triton.client import connect
         from trtdeploy.triton.served import ServedTarget
         from trtdeploy.validation import PlanTarget, Target, ValidationOptions
         from trtdeploy.validation import validate as run
 
         options = ValidationOptions(
-            preprocessing=Preprocessing.from_json(preprocessing.read_text()) if preprocessing else None,
+            preprocessing=_read_preprocessing(preprocessing) if preprocessing else None,
             reference=reference,
             max_drop=max_drop,
             min_agreement=min_agreement,
@@ -186,12 +202,22 @@ def validate(
                 ledger=Ledger(ledger) if ledger is not None else None,
                 progress=bars.labelled("validating"),
             )
-    if as_json:
-        print_json({**report.model_dump(mode="json"), "passed": report.passed})
-    else:
-        typer.echo(_as_text(report))
-    if not report.passed:
-        raise typer.Exit(GateError.exit_code)
+        bars.finish()
+        if as_json:
+            print_json({**report.model_dump(mode="json"), "passed": report.passed})
+        else:
+            typer.echo(_as_text(report))
+        if not report.passed:
+            raise typer.Exit(GateError.exit_code)
+
+
+def _read_preprocessing(path: Path) -> Preprocessing:
+    from trtdeploy.preprocessing import Preprocessing
+
+    try:
+        return Preprocessing.from_json(path.read_text())
+    except (UnicodeDecodeError, UsageError) as error:
+        raise UsageError(f"{path} is no preprocessing specification: {error}") from error
 
 
 def _as_text(report: ValidationReport) -> str:

@@ -33,7 +33,10 @@ def _as_host_array(name: str, value: Any) -> Array:
     if isinstance(value, np.generic):
         return np.asarray(value)
     if hasattr(value, "__dlpack__"):
-        device = value.__dlpack_device__()[0]
+        try:
+            device = value.__dlpack_device__()[0]
+        except (RuntimeError, TypeError, ValueError, BufferError, AttributeError) as error:
+            raise DtypeError(f"Input {name!r} cannot be read through DLPack: {error}.") from error
         if int(device) not in _DLPACK_CPU_DEVICES:
             raise DtypeError(
                 f"Input {name!r} lies on a device (DLPack type {int(device)}); this engine runs on the CPU.",
@@ -41,7 +44,7 @@ def _as_host_array(name: str, value: Any) -> Array:
             )
         try:
             return np.from_dlpack(value)
-        except (RuntimeError, TypeError, BufferError) as error:
+        except (RuntimeError, TypeError, ValueError, BufferError) as error:
             raise DtypeError(f"Input {name!r} cannot be read through DLPack: {error}.") from error
     if hasattr(value, "__cuda_array_interface__"):
         raise DtypeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from trtdeploy.engine.pool import FairPool
 from trtdeploy.errors import UsageError
 from trtdeploy.plan import Manifest, read_manifest, read_plan
 from trtdeploy.runtimes import get_runtime
-from trtdeploy.runtimes.base import ExecutionContext, LoadedEngine
+from trtdeploy.runtimes.base import LoadedEngine
 from trtdeploy.tensors import Array, TensorSpec, check_inputs
 
 
@@ -33,21 +34,23 @@ Timeout = float | None | _EngineDefault
 class Engine:
     """A plan, ready to run. Make one with ``Engine.load``; use it as a context manager or call ``close``.
 
-    Thread safety: every method may be called from any thread at any time. Requests get a context in the order in which
-    they ask for one. Each inference has its context to itself, and its outputs are new arrays that stay valid for as
-    long as they are held.
+    Thread safety: every method may be called from any thread at any time. ``infer`` and ``lease`` get a context in the
+    order in which they ask for one; so do ``submit`` and ``ainfer`` among themselves. Each inference has its context to
+    itself, and its outputs are new arrays that stay valid for as long as they are held.
     """
 
     def __init__(
         self, loaded: LoadedEngine, manifest: Manifest, *, contexts: int, timeout_s: float | None, queue_size: int
     ) -> None:
+        self._timeout_s = _checked_seconds(timeout_s)
         self.manifest = manifest
         self._loaded = loaded
         self._contexts = [loaded.create_context() for _ in range(contexts)]
         self._pool = FairPool(range(contexts), what="execution context")
         self._queue = FairPool(range(contexts + queue_size), what="place in the queue")
         self._executor = ThreadPoolExecutor(contexts, thread_name_prefix="trtdeploy-engine")
-        self._timeout_s = timeout_s
+        self._closing = threading.Lock()
+        self._closed = False
         self._in_flight_bytes = [0] * contexts
         self._queued_bytes: dict[int, int] = {}
 
@@ -68,7 +71,7 @@ class Engine:
             contexts: How many inferences may run at the same time.
             threads: Threads of one inference, on a CPU. None takes what the build measured as fastest, divided among
                 the contexts.
-            timeout_s: How long a request waits for a context before it fails; None waits for ever.
+            timeout_s: How long a request waits for a context before it fails; 0 does not wait, None waits for ever.
             queue_size: How many requests of ``submit`` and ``ainfer`` may wait for a context.
 
         Raises:
@@ -84,9 +87,10 @@ class Engine:
             )
         # The manifest first: it says which runtime may see the bytes, and whether at all.
         manifest = read_manifest(path)
-        runtime = get_runtime(manifest.runtime.name)
-        runtime.check(manifest)
+        get_runtime(manifest.runtime.name).check(manifest)
         content, manifest = read_plan(path)
+        runtime = get_runtime(manifest.runtime.name)
+        runtime.check(manifest)  # again: both files may have been replaced by others since
         if threads is None and contexts > 1 and manifest.tactic is not None:
             threads = max(1, manifest.tactic.threads // contexts)
         loaded = runtime.load(content, manifest, threads=threads)
@@ -105,7 +109,7 @@ class Engine:
     @property
     def contexts(self) -> int:
         """How many inferences may run at the same time."""
-        return len(self._contexts)
+        return len(self._in_flight_bytes)
 
     def infer(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> dict[str, Array]:
         """Run once in the calling thread and return the outputs by name.
@@ -145,7 +149,8 @@ class Engine:
         arrays = self._snapshot(inputs)
         waiter = self._queue.request()
         try:
-            slot = await asyncio.wait_for(asyncio.wrap_future(waiter), seconds)
+            # not through the event loop where there is a place: with a timeout of 0 that would be too late
+            slot = waiter.result() if waiter.done() else await asyncio.wait_for(asyncio.wrap_future(waiter), seconds)
         except BaseException as error:
             # Cancelled or too late: a place that was given to us all the same goes to the next.
             if not waiter.cancel() and waiter.exception() is None:
@@ -160,11 +165,13 @@ class Engine:
 
         Args:
             batches: Inputs of one inference each; read only as far ahead as ``in_flight``.
-            in_flight: How many may be queued or running; twice the contexts if None.
+            in_flight: How many may be queued or running; twice the contexts if None. They wait for a context for as
+                long as it takes.
 
         Raises:
             UsageError: ``in_flight`` is less than 1.
-            TrtDeployError: What ``infer`` raises, when the turn of that inference has come.
+            TrtDeployError: What ``infer`` raises, when the turn of that inference has come; so does what ``batches``
+                itself raises.
         """
         limit = 2 * self.contexts if in_flight is None else in_flight
         if limit < 1:
@@ -193,7 +200,13 @@ class Engine:
             self._pool.release(index)
 
     def memory_report(self) -> MemoryReport:
-        """Return the bytes that the engine holds now, by owner."""
+        """Return the bytes that the engine holds now, by owner.
+
+        Raises:
+            EngineClosedError: The engine is closed: it holds nothing.
+        """
+        if self._closed:
+            raise self._pool.closed_error()
         return MemoryReport(
             runtime=self._loaded.memory(),
             in_flight=tuple(self._in_flight_bytes),
@@ -209,14 +222,19 @@ class Engine:
             EngineBusyError: An inference or a lease did not end within ``timeout_s``; the engine takes no requests any
                 more, and ``close`` may be called again.
         """
+        timeout_s = _checked_seconds(timeout_s)
         self._queue.refuse()
         self._pool.refuse()
         self._pool.drain(timeout_s)
         self._executor.shutdown(wait=True)
-        for context in self._contexts:
-            context.close()
-        self._contexts.clear()
-        self._loaded.close()
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            for context in self._contexts:
+                context.close()
+            self._contexts.clear()
+            self._loaded.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -231,19 +249,18 @@ class Engine:
         return {name: array.copy() for name, array in self._check(inputs).items()}
 
     def _seconds(self, timeout_s: Timeout) -> float | None:
-        return self._timeout_s if isinstance(timeout_s, _EngineDefault) else timeout_s
+        return self._timeout_s if isinstance(timeout_s, _EngineDefault) else _checked_seconds(timeout_s)
 
-    def _run(self, arrays: dict[str, Array], timeout_s: float | None) -> dict[str, Array]:
+    def _run(self, arrays: dict[str, Array], timeout_s: float | None, *, slot: int | None = None) -> dict[str, Array]:
         index = self._pool.acquire(timeout_s)
-        self._in_flight_bytes[index] = _nbytes(arrays)
         try:
-            return self._context(index).execute(arrays)
+            self._in_flight_bytes[index] = _nbytes(arrays)
+            if slot is not None:
+                self._queued_bytes.pop(slot, None)  # from here on they are in flight
+            return self._contexts[index].execute(arrays)
         finally:
             self._in_flight_bytes[index] = 0
             self._pool.release(index)
-
-    def _context(self, index: int) -> ExecutionContext:
-        return self._contexts[index]
 
     def _dispatch(
         self, arrays: dict[str, Array], slot: int, deadline: float | None, timeout_s: float | None
@@ -258,8 +275,10 @@ class Engine:
         def work() -> dict[str, Array]:
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
-                raise self._pool.busy(timeout_s)
-            return self._run(arrays, remaining)
+                if timeout_s:
+                    raise self._pool.busy(timeout_s)
+                remaining = 0.0  # whoever does not want to wait may still find a free context
+            return self._run(arrays, remaining, slot=slot)
 
         try:
             future = self._executor.submit(work)
@@ -272,16 +291,37 @@ class Engine:
 
     def _map(self, batches: Iterator[Mapping[str, Any]], limit: int) -> Iterator[dict[str, Array]]:
         running: deque[Future[dict[str, Array]]] = deque()
+        more = True
         try:
-            for batch in batches:
-                running.append(self.submit(batch, timeout_s=None))
-                if len(running) == limit:
+            while more or running:
+                while more and len(running) < limit:
+                    try:
+                        running.append(self.submit(next(batches), timeout_s=None))
+                    except StopIteration:
+                        more = False
+                    except Exception as error:  # raised below, after the outputs of what came before
+                        more = False
+                        running.append(_failed(error))
+                if running:
                     yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
         finally:
             for future in running:
                 future.cancel()
+
+
+def _failed(error: Exception) -> Future[dict[str, Array]]:
+    future: Future[dict[str, Array]] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _checked_seconds(timeout_s: float | None) -> float | None:
+    """Return a timeout that the operating system can wait for; one beyond that is for ever."""
+    if timeout_s is None:
+        return None
+    if not timeout_s >= 0:
+        raise UsageError(f"timeout_s={timeout_s}: at least 0 seconds, or None to wait for ever.")
+    return timeout_s if timeout_s < threading.TIMEOUT_MAX else None
 
 
 def _deadline(timeout_s: float | None) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trtdeploy.engine.arrays import as_host_arrays
-from trtdeploy.errors import DtypeError, EngineClosedError, InputNameError, ShapeError
+from trtdeploy.errors import DtypeError, EngineClosedError, InputError, InputNameError, ShapeError
 from trtdeploy.runtimes.base import ExecutionContext
 from trtdeploy.tensors import Array, Profile, TensorSpec, check_inputs
 
@@ -61,23 +61,29 @@ class Lease:
             EngineClosedError: The lease has ended.
         """
         context = self._live_context()
+        arrays = check_inputs(as_host_arrays(inputs), self.inputs, self._profiles)
         if set(outputs) != {spec.name for spec in self.outputs}:
             raise InputNameError(
                 f"Output arrays {sorted(outputs)} were given; this engine gives {sorted(s.name for s in self.outputs)}."
             )
         for spec in self.outputs:
             array = outputs[spec.name]
+            if not isinstance(array, np.ndarray):
+                raise DtypeError(f"Output {spec.name!r} is a {type(array).__name__}; a numpy array is needed.")
             if array.dtype != np.dtype(spec.dtype):
                 raise DtypeError(f"Output array {spec.name!r} has dtype {array.dtype}; the engine gives {spec.dtype}.")
             if not array.flags.c_contiguous or not array.flags.writeable:
                 raise ShapeError(f"Output array {spec.name!r} must be C-contiguous and writable.")
-        context.execute_into(check_inputs(as_host_arrays(inputs), self.inputs, self._profiles), outputs)
+            given = [(f"input {name!r}", other) for name, other in arrays.items()]
+            given += [(f"output {name!r}", other) for name, other in outputs.items() if name != spec.name]
+            for what, other in given:
+                if np.may_share_memory(array, other):  # exact, as all are contiguous
+                    raise InputError(f"Output array {spec.name!r} overlaps {what}; each needs memory of its own.")
+        context.execute_into(arrays, outputs)
 
-    def end(self) -> ExecutionContext:
-        """Take the context away from the lease."""
-        context = self._live_context()
+    def end(self) -> None:
+        """Take the context away from the lease; its pool gets it back at the end of the ``with`` block."""
         self._context = None
-        return context
 
     def _live_context(self) -> ExecutionContext:
         if self._context is None:

@@ -12,7 +12,7 @@ class MemoryReport:
 
     Attributes:
         runtime: What the loaded plan holds, by the runtime's own names.
-        in_flight: Inputs and outputs of running inferences, by context number.
+        in_flight: Inputs of running inferences, by context number.
         queued: Copies of inputs that wait for a context.
     """
 

@@ -13,6 +13,8 @@ from trtdeploy.errors import ModelError
 from trtdeploy.tensors import Array
 
 WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Attributes of newer opsets that change what Q/DQ computes; such constants are left to the runtime.
+_NOT_FOLDED = ("block_size", "output_dtype", "precision")
 
 
 class Graph:
@@ -23,7 +25,7 @@ class Graph:
         self.producer = {output: node for node in graph.node for output in node.output if output}
         self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in graph.node:
-            for name in node.input:
+            for name in [*node.input, *_outer_names(node)]:
                 self.consumers[name].append(node)
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
 
@@ -92,7 +94,7 @@ def fold_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         values = _dequantized_constant(graph, node)
         if values is not None:
             replaced[node.output[0]] = values
-    nodes = [node for node in folded.graph.node if node.output[0] not in replaced]
+    nodes = [node for node in folded.graph.node if not any(name in replaced for name in node.output)]
     del folded.graph.node[:]
     folded.graph.node.extend(nodes)
     folded.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in replaced.items())
@@ -146,18 +148,19 @@ def _is_constant_weight(graph: Graph, name: str) -> bool:
 def _dequantized_constant(graph: Graph, dequantize: onnx.NodeProto) -> Array | None:
     """Return what a DequantizeLinear of a constant computes, or None if its input is not constant."""
     scale = graph.constant(dequantize.input[1])
-    if scale is None or _attribute(dequantize, "block_size", 0):
+    if scale is None or any(_attribute(dequantize, name, 0) for name in _NOT_FOLDED):
         return None
     codes = graph.constant(dequantize.input[0])
     if codes is None:
         quantize = graph.maker(dequantize.input[0], "QuantizeLinear")
-        if quantize is None or _attribute(quantize, "block_size", 0):
+        if quantize is None or any(_attribute(quantize, name, 0) for name in _NOT_FOLDED):
             return None
         weights = graph.constant(quantize.input[0])
         quantize_scale = graph.constant(quantize.input[1])
         zero_point = _zero_point(graph, quantize)
         if (
             weights is None
+            or weights.dtype != np.float32
             or quantize_scale is None
             or zero_point is None
             or zero_point.dtype not in (np.int8, np.uint8)
@@ -165,7 +168,10 @@ def _dequantized_constant(graph: Graph, dequantize: onnx.NodeProto) -> Array | N
             return None
         limits = np.iinfo(zero_point.dtype)
         axis = _attribute(quantize, "axis", 1)
-        rounded = np.rint(weights / _along_axis(quantize_scale, weights, axis))
+        with np.errstate(all="ignore"):
+            rounded = np.rint(weights / _along_axis(quantize_scale, weights, axis))
+        if np.isnan(rounded).any():  # ONNX does not say what their codes are
+            return None
         codes = np.clip(rounded + _along_axis(zero_point, weights, axis), limits.min, limits.max)
     zero_point = _zero_point(graph, dequantize)
     axis = _attribute(dequantize, "axis", 1)

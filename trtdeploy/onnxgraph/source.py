@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
+from pydantic_core import from_json
 
 from trtdeploy.errors import DtypeError, ModelError, UsageError
 from trtdeploy.files import sha256_bytes
@@ -26,8 +26,8 @@ class SourceModel:
 
     Attributes:
         path: The file.
-        sha256: Digest of the file.
-        proto: The parsed model; treat it as read-only.
+        sha256: Digest of the file; where weights lie in other files, of the model with these weights.
+        proto: The parsed model with all its weights; treat it as read-only.
         inputs: What a caller has to give.
         outputs: What comes back.
         preprocessing: From the metadata, if it is there.
@@ -70,12 +70,18 @@ def load_source(path: str | Path) -> SourceModel:
         onnx.checker.check_model(str(source))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"{source} breaks ONNX's rules: {_first_lines(error)}") from error
+    size = proto.ByteSize()
+    try:
+        onnx.load_external_data_for_model(proto, str(source.parent))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError, OSError) as error:
+        raise ModelError(f"The weights of {source} that lie in other files cannot be read: {error}") from error
+    digest = sha256_bytes(content if proto.ByteSize() == size else proto.SerializeToString(deterministic=True))
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     initializers = {tensor.name for tensor in proto.graph.initializer}
     try:
         return SourceModel(
             path=source,
-            sha256=sha256_bytes(content),
+            sha256=digest,
             proto=proto,
             inputs=tuple(_spec(value) for value in proto.graph.input if value.name not in initializers),
             outputs=tuple(_spec(value) for value in proto.graph.output),
@@ -89,9 +95,9 @@ def load_source(path: str | Path) -> SourceModel:
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     if not value.type.HasField("tensor_type"):
-        raise ModelError(f"{value.name!r} is not a tensor; sequences, maps and optionals are not supported.")
+        raise UsageError(f"{value.name!r} is not a tensor; sequences, maps and optionals are not supported.")
     tensor = value.type.tensor_type
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else DYNAMIC for dim in tensor.shape.dim)
+    shape = tuple(max(dim.dim_value, DYNAMIC) if dim.HasField("dim_value") else DYNAMIC for dim in tensor.shape.dim)
     return TensorSpec(name=value.name, dtype=dtype_from_onnx(tensor.elem_type), shape=shape)
 
 
@@ -101,29 +107,27 @@ def _preprocessing(metadata: dict[str, str]) -> Preprocessing | None:
 
 
 def _labels(metadata: dict[str, str]) -> tuple[str, ...] | None:
-    text = metadata.get(LABELS_KEY)
-    if text is None:
+    labels = _json(metadata, LABELS_KEY)
+    if labels is None:
         return None
-    try:
-        labels = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"metadata {LABELS_KEY} is not JSON: {error}") from error
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise UsageError(f"metadata {LABELS_KEY} is not a list of names.")
     return tuple(labels)
 
 
 def _json_object(metadata: dict[str, str], key: str) -> dict[str, Any] | None:
-    text = metadata.get(key)
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"metadata {key} is not JSON: {error}") from error
-    if not isinstance(value, dict):
+    value = _json(metadata, key)
+    if value is not None and not isinstance(value, dict):
         raise UsageError(f"metadata {key} is not a JSON object.")
     return value
+
+
+def _json(metadata: dict[str, str], key: str) -> Any:
+    """Parse one entry; as strictly as the manifest, which carries it on, is parsed."""
+    try:
+        return from_json(metadata.get(key, "null"), allow_inf_nan=False)
+    except ValueError as error:
+        raise UsageError(f"metadata {key} is not JSON: {error}") from error
 
 
 def _first_lines(error: Exception, count: int = 3) -> str:

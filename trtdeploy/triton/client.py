@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 from abc import ABC, abstractmethod
@@ -16,6 +17,8 @@ from trtdeploy.errors import RuntimeUnavailableError, ServerError, UsageError
 from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import Array, TensorSpec, dtype_from_triton, dtype_to_triton
+
+_UNLIMITED = -1  # gRPC's own word for it
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,8 @@ class InferenceClient(ABC):
         Raises:
             ServerError: The server does not answer, or the model is not ready.
         """
-        metadata, config = self._ask(lambda: self._metadata_and_config(name, version))
-        parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
-        labels = parameters.get(LABELS_KEY)
-        preprocessing = parameters.get(PREPROCESSING_KEY)
-        return ServedModel(
-            name=name,
-            version=version or str(max(map(int, metadata.get("versions", ["1"])))),
-            inputs=tuple(_spec(tensor) for tensor in metadata["inputs"]),
-            outputs=tuple(_spec(tensor) for tensor in metadata["outputs"]),
-            max_batch_size=int(config.get("max_batch_size", 0)),
-            preprocessing=Preprocessing.from_json(preprocessing) if preprocessing is not None else None,
-            labels=tuple(json.loads(labels)) if labels is not None else None,
-        )
+        model: ServedModel = self._ask(lambda: _served_model(name, version, *self._metadata_and_config(name, version)))
+        return model
 
     def infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Send one request and wait for its answer.
@@ -108,15 +100,37 @@ class InferenceClient(ABC):
     def _ask(self, call: Any) -> Any:
         from tritonclient.utils import InferenceServerException
 
+        hint = "Is it running, and is this its port for this protocol?"
         try:
             return call()
         except InferenceServerException as error:
+            if error.status() == "StatusCode.DEADLINE_EXCEEDED":
+                raise self._too_late() from error
+            if error.status() == "StatusCode.UNAVAILABLE":
+                raise ServerError(f"The server at {self.url} is unavailable: {error.message()}", hint=hint) from error
             raise ServerError(f"The server at {self.url} refused: {error.message()}") from error
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        except TimeoutError as error:
+            raise self._too_late() from error
+        except ConnectionError as error:
+            raise ServerError(f"The server at {self.url} is unavailable: {error}", hint=hint) from error
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            http.client.HTTPException,
+        ) as error:
             raise ServerError(
-                f"The server at {self.url} gave no usable answer: {type(error).__name__}: {error}",
-                hint="Is it running, and is this its port for this protocol?",
+                f"The server at {self.url} gave no usable answer: {type(error).__name__}: {error}", hint=hint
             ) from error
+
+    def _too_late(self) -> ServerError:
+        return ServerError(
+            f"The server at {self.url} did not answer within {self.timeout_s:g} s.",
+            hint="Is it overloaded? Allow more time, or send smaller or fewer requests.",
+        )
 
 
 class GrpcClient(InferenceClient):
@@ -129,7 +143,13 @@ class GrpcClient(InferenceClient):
         import tritonclient.grpc
 
         self._module = tritonclient.grpc
-        self._client = tritonclient.grpc.InferenceServerClient(address)
+        # gRPC would send even loopback through a proxy that the environment names
+        host = urlsplit(self.url).hostname or ""
+        direct = (
+            [("grpc.enable_http_proxy", 0)] if host == "localhost" or host.startswith("127.") or host == "::1" else []
+        )
+        unlimited = [(f"grpc.max_{way}_message_length", _UNLIMITED) for way in ("send", "receive")]
+        self._client = tritonclient.grpc.InferenceServerClient(address, channel_args=[*unlimited, *direct])
 
     def close(self) -> None:
         self._client.close()
@@ -177,16 +197,24 @@ class HttpClient(InferenceClient):
 
     def _metadata_and_config(self, name: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
         client = self._client()
-        return client.get_model_metadata(name, version), client.get_model_config(name, version)
+        with self._deadline():
+            return client.get_model_metadata(name, version), client.get_model_config(name, version)
 
     def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        answer = self._client().infer(
-            model.name,
-            _tensors(self._module, inputs),
-            model_version=model.version,
-            outputs=[self._module.InferRequestedOutput(spec.name, binary_data=True) for spec in model.outputs],
-        )
+        with self._deadline():
+            answer = self._client().infer(
+                model.name,
+                _tensors(self._module, inputs),
+                model_version=model.version,
+                outputs=[self._module.InferRequestedOutput(spec.name, binary_data=True) for spec in model.outputs],
+            )
         return _outputs(model.outputs, answer)
+
+    def _deadline(self) -> Any:
+        """Limit a whole exchange: the client's own timeouts begin anew with every byte that arrives."""
+        import gevent  # type: ignore[import-untyped, unused-ignore]
+
+        return gevent.Timeout(self.timeout_s, TimeoutError(f"no answer within {self.timeout_s:g} s"))
 
 
 def connect(url: str, *, timeout_s: float = 30.0) -> InferenceClient:
@@ -196,11 +224,11 @@ def connect(url: str, *, timeout_s: float = 30.0) -> InferenceClient:
         UsageError: The URL has another form.
         RuntimeUnavailableError: tritonclient is not installed.
     """
-    parts = urlsplit(url)
     kinds: dict[str, type[InferenceClient]] = {"grpc": GrpcClient, "http": HttpClient}
     try:
+        parts = urlsplit(url)
         complete = parts.scheme in kinds and bool(parts.hostname) and parts.port is not None and parts.path in ("", "/")
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is no number, a bracket that is not closed
         complete = False
     if not complete:
         raise UsageError(
@@ -213,6 +241,21 @@ def connect(url: str, *, timeout_s: float = 30.0) -> InferenceClient:
         raise RuntimeUnavailableError(
             f"The {parts.scheme} client of tritonclient is not installed.", hint="pip install 'trtdeploy[triton]'"
         ) from error
+
+
+def _served_model(name: str, version: str, metadata: dict[str, Any], config: dict[str, Any]) -> ServedModel:
+    parameters = {key: entry.get("string_value", "") for key, entry in config.get("parameters", {}).items()}
+    labels = parameters.get(LABELS_KEY)
+    preprocessing = parameters.get(PREPROCESSING_KEY)
+    return ServedModel(
+        name=name,
+        version=version or str(max(map(int, metadata.get("versions", ["1"])))),
+        inputs=tuple(_spec(tensor) for tensor in metadata["inputs"]),
+        outputs=tuple(_spec(tensor) for tensor in metadata["outputs"]),
+        max_batch_size=int(config.get("max_batch_size", 0)),
+        preprocessing=Preprocessing.from_json(preprocessing) if preprocessing is not None else None,
+        labels=tuple(json.loads(labels)) if labels is not None else None,
+    )
 
 
 def _spec(tensor: Mapping[str, Any]) -> TensorSpec:

@@ -59,15 +59,26 @@ def render_config(manifest: Manifest, name: str, options: PackageOptions) -> str
         ModelError: The plan cannot take the batch size that was asked for, or a data type cannot be served.
         RuntimeUnavailableError: tritonclient is not installed.
     """
+    return config_text(make_config(manifest, name, options))
+
+
+def config_text(config: Any) -> str:
+    """Return a ``ModelConfig`` message as ``config.pbtxt`` holds it."""
     from google.protobuf import text_format
 
-    return str(text_format.MessageToString(make_config(manifest, name, options)))
+    return str(text_format.MessageToString(config))
 
 
 def make_config(manifest: Manifest, name: str, options: PackageOptions) -> Any:
     """Return a ``ModelConfig`` message; see ``render_config``."""
     pb = schema()
     on_tensorrt = manifest.runtime.name == "tensorrt"
+    scalars = [spec for spec in (*manifest.inputs, *manifest.outputs) if not spec.shape]
+    if scalars:
+        raise ModelError(
+            f"Triton serves no scalars; this plan has {', '.join(map(str, scalars))}.",
+            hint="Export the model with at least one dimension for it.",
+        )
     max_batch_size = _max_batch_size(manifest, options)
     config = pb.ModelConfig(name=name, backend="tensorrt" if on_tensorrt else "python", max_batch_size=max_batch_size)
     batched = max_batch_size > 0
@@ -78,7 +89,10 @@ def make_config(manifest: Manifest, name: str, options: PackageOptions) -> Any:
     if manifest.labels is not None and len(config.output) == 1:
         config.output[0].label_filename = LABELS_FILE
     kind = pb.ModelInstanceGroup.KIND_GPU if on_tensorrt else pb.ModelInstanceGroup.KIND_CPU
-    config.instance_group.add(count=options.instances, kind=kind)
+    group = config.instance_group.add(count=options.instances, kind=kind)
+    if on_tensorrt and len(manifest.profiles) > 1:
+        # Triton's TensorRT backend makes a context for the first profile only unless they are listed
+        group.profile.extend(map(str, range(len(manifest.profiles))))
     if max_batch_size > 1:
         config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
     if not on_tensorrt:
@@ -101,13 +115,13 @@ def _dims(spec: TensorSpec, *, batched: bool) -> tuple[int, ...]:
 
 def _max_batch_size(manifest: Manifest, options: PackageOptions) -> int:
     """Return Triton's max_batch_size: 0 means that the first dimension is not a batch."""
-    specs = (*manifest.inputs, *manifest.outputs)
-    if not all(spec.shape and spec.shape[0] == DYNAMIC for spec in specs):
+    # Triton's dims leave the batch out and cannot be empty
+    unfit = [spec for spec in (*manifest.inputs, *manifest.outputs) if spec.shape[0] != DYNAMIC or len(spec.shape) == 1]
+    if unfit:
         if options.max_batch_size is not None:
-            fixed = ", ".join(str(spec) for spec in specs if not spec.shape or spec.shape[0] != DYNAMIC)
             raise ModelError(
-                f"max_batch_size {options.max_batch_size} needs a dynamic first dimension in every input and output; "
-                f"fixed: {fixed}.",
+                f"max_batch_size {options.max_batch_size} needs a dynamic first dimension, and a second one, in every "
+                f"input and output; not so: {', '.join(map(str, unfit))}.",
                 hint="Export the model with a dynamic batch, or package without a batch size.",
             )
         return 0

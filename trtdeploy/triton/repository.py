@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +13,17 @@ from typing import Any
 
 from trtdeploy.errors import RepositoryError
 from trtdeploy.files import atomic_write, locked, sync_folder
+from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest, manifest_path, read_plan
-from trtdeploy.triton.config import LABELS_FILE, PackageOptions, make_config, render_config, schema
+from trtdeploy.triton.config import LABELS_FILE, PackageOptions, config_text, make_config, schema
 
 CONFIG_FILE = "config.pbtxt"
 # The names that model.py and Triton's TensorRT backend look for.
 _PYTHON_PLAN = "engine.plan"
 _TENSORRT_PLAN = "model.plan"
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_LARGEST_VERSION = 2**63 - 1
+_NOT_THE_PARENT = (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -64,35 +67,32 @@ def package(
     root = Path(repository)
     if not _MODEL_NAME.fullmatch(name) or ".." in name:
         raise RepositoryError(
-            f"{name!r} cannot be a model's name: letters, digits, '.', '_' and '-' only, and no '..'.",
+            f"{_shortened(name)!r} cannot be a model's name: up to 128 letters, digits, '.', '_' and '-', the "
+            "first one a letter or digit, and no '..'.",
             hint="Triton uses the name as a folder and in URLs.",
         )
-    if version is not None and version < 1:
-        raise RepositoryError(f"Version {version} is not possible; Triton counts from 1.")
-    _, manifest = read_plan(plan)
-    options = options or PackageOptions()
-    config = render_config(manifest, name, options)
+    if version is not None and not 1 <= version <= _LARGEST_VERSION:
+        raise RepositoryError(f"Version {version} is not possible; Triton counts from 1 to {_LARGEST_VERSION}.")
+    content, manifest = read_plan(plan)
+    config = make_config(manifest, name, options or PackageOptions())
     folder = root / name
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(folder, error=RepositoryError):
-            _check_same_interface(folder, make_config(manifest, name, options))
+            _fit_deployed(folder, config)
             number = version if version is not None else max(versions(folder), default=0) + 1
             if (folder / str(number)).exists():
                 raise RepositoryError(
                     f"{folder} already has a version {number}.",
-                    hint=f"Leave --version out to add version {max(versions(folder)) + 1}.",
+                    hint=f"Leave --version out to add version {max(versions(folder), default=0) + 1}.",
                 )
-            with _staging_folder(root) as staging:
-                _write_version(staging / str(number), Path(plan), manifest)
-                if folder.exists():
-                    _write_model_files(folder, config, manifest)
-                    (staging / str(number)).rename(folder / str(number))
-                    sync_folder(folder)
-                else:
-                    _write_model_files(staging, config, manifest)
-                    staging.rename(folder)
-                    sync_folder(root)
+            try:
+                _publish(root.resolve().parent, folder, number, content, manifest, config)
+            except OSError as error:
+                if error.errno not in _NOT_THE_PARENT:
+                    raise
+                # The repository is a mount point, or its parent is not ours to write
+                _publish(root, folder, number, content, manifest, config)
     except OSError as error:
         raise RepositoryError(f"The model repository {root} cannot be written: {error}.") from error
     return PackagedModel(name, number, folder)
@@ -144,8 +144,11 @@ def model_names(repository: Path) -> list[str]:
     return names
 
 
-def _check_same_interface(folder: Path, config: Any) -> None:
-    """Refuse a version whose inputs or outputs differ from the deployed ones: all versions share one config."""
+def _fit_deployed(folder: Path, config: Any) -> None:
+    """Refuse a version that needs another config than the deployed ones, for all versions share one.
+
+    What says which versions are served is the operator's: ``config`` takes it over.
+    """
     if not (folder / CONFIG_FILE).exists():
         if folder.exists() and any(folder.iterdir()):
             raise RepositoryError(f"{folder} exists and is not a model of Triton's: it has no {CONFIG_FILE}.")
@@ -164,6 +167,19 @@ def _check_same_interface(folder: Path, config: Any) -> None:
                 f"The {kind}s of this plan ({_describe(ours)}) are not those of {folder} ({_describe(theirs)}).",
                 hint="All versions of a model share one config: package it under another name.",
             )
+    for key, what in ((LABELS_KEY, "labels"), (PREPROCESSING_KEY, "preprocessing")):
+        if _parameter(config, key) != _parameter(deployed, key):
+            raise RepositoryError(
+                f"The {what} of this plan differ from those of {folder}.",
+                hint="All versions of a model share one config, and clients go by it: package it under another name.",
+            )
+    if deployed.HasField("version_policy"):
+        config.version_policy.CopyFrom(deployed.version_policy)
+
+
+def _parameter(config: Any, key: str) -> str | None:
+    # a look-up in a protobuf map would add the key
+    return str(config.parameters[key].string_value) if key in config.parameters else None
 
 
 def _describe(tensors: dict[str, tuple[int, list[int]]]) -> str:
@@ -171,32 +187,54 @@ def _describe(tensors: dict[str, tuple[int, list[int]]]) -> str:
     return ", ".join(f"{name} {types.Name(kind)}{dims}" for name, (kind, dims) in sorted(tensors.items()))
 
 
-@contextmanager
-def _staging_folder(root: Path) -> Iterator[Path]:
-    """Make a folder beside the repository, on the same file system, that vanishes unless it is renamed away.
+def _publish(parent: Path, folder: Path, number: int, content: bytes, manifest: Manifest, config: Any) -> None:
+    """Write a version in ``parent`` and rename it, with the model's folder where that is new, into the repository."""
+    with _staging_folder(parent, folder) as staging:
+        _write_version(staging / str(number), content, manifest)
+        _write_model_files(staging, config, manifest)
+        if folder.exists():
+            for name in (LABELS_FILE, CONFIG_FILE):
+                if (staging / name).exists():
+                    (staging / name).replace(folder / name)
+            (staging / str(number)).rename(folder / str(number))
+            sync_folder(folder)
+        else:
+            staging.rename(folder)
+            sync_folder(folder.parent)
 
-    It cannot lie inside: a server that starts meanwhile takes every folder there for a model.
+
+@contextmanager
+def _staging_folder(parent: Path, folder: Path) -> Iterator[Path]:
+    """Make a folder that vanishes unless it is renamed away; the caller holds the lock of ``folder``.
+
+    It lies beside the repository where it can: a server that starts meanwhile takes every folder inside for a model.
     """
-    staging = Path(tempfile.mkdtemp(prefix=f".{root.name}.staging-", dir=root.resolve().parent))
-    staging.chmod(0o755)
+    staging = parent / f".{folder.parent.resolve().name}.staging-{folder.name}"
+    if staging.exists():  # left by somebody who was killed
+        shutil.rmtree(staging)
+    staging.mkdir()
     try:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_version(folder: Path, plan: Path, manifest: Manifest) -> None:
+def _write_version(folder: Path, content: bytes, manifest: Manifest) -> None:
     folder.mkdir()
     if manifest.runtime.name == "tensorrt":
         target = folder / _TENSORRT_PLAN
     else:
         target = folder / _PYTHON_PLAN
         atomic_write(folder / "model.py", Path(__file__).with_name("python_model.py").read_bytes())
-    atomic_write(target, plan.read_bytes())
+    atomic_write(target, content)
     atomic_write(manifest_path(target), manifest.to_json())
 
 
-def _write_model_files(folder: Path, config: str, manifest: Manifest) -> None:
+def _write_model_files(folder: Path, config: Any, manifest: Manifest) -> None:
     if manifest.labels is not None:
         atomic_write(folder / LABELS_FILE, "".join(f"{label}\n" for label in manifest.labels))
-    atomic_write(folder / CONFIG_FILE, config)
+    atomic_write(folder / CONFIG_FILE, config_text(config))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 60 else name[:60] + "..."

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
+import logging
+import math
 import os
 import signal
 import socket
 import subprocess
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,8 +23,14 @@ from trtdeploy.errors import ServerError, UsageError
 from trtdeploy.triton.installation import Installation
 from trtdeploy.triton.repository import model_names
 
+logger = logging.getLogger(__name__)
+
 _KEPT_LOG_LINES = 200
 _POLL_S = 0.05
+# What every tritonserver without a GPU says at level error, whatever else is wrong.
+_NOISE = ("CudaDriverHelper has not been initialized", "Failed to initialize NVML")
+# A proxy that the environment names has no business between us and a server that we have just started.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class TritonServer:
@@ -106,9 +114,9 @@ class TritonServer:
             )
         except OSError as error:
             raise ServerError(f"{self.installation.binary} cannot be started: {error}.") from error
-        self._reader = threading.Thread(target=self._pass_log_on, args=(self._process,), daemon=True)
-        self._reader.start()
         try:
+            self._reader = threading.Thread(target=self._pass_log_on, args=(self._process,), daemon=True)
+            self._reader.start()
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -126,7 +134,7 @@ class TritonServer:
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={self.metrics_port}",
-            f"--exit-timeout-secs={round(self._drain_timeout_s)}",
+            f"--exit-timeout-secs={math.ceil(self._drain_timeout_s)}",
         ]
         if self.installation.backends is not None:
             command.append(f"--backend-directory={self.installation.backends}")
@@ -152,24 +160,27 @@ class TritonServer:
             raise self._died()
 
     def stop(self) -> None:
-        """Let running requests finish, then end the server. Stopping twice does nothing."""
+        """Let running requests finish, then end the server. Stopping twice does nothing.
+
+        Whatever interrupts the wait, a second Ctrl-C for example, ends the server at once.
+        """
         process, self._process = self._process, None
         if process is None:
             return
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(self._drain_timeout_s + 10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        # The Python backend's stubs are in the server's own process group; none may outlive it.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if self._reader is not None:
-            self._reader.join(timeout=5)
-        if process.stdout is not None:
-            process.stdout.close()
+        try:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(self._drain_timeout_s + 10)
+        finally:
+            # The Python backend's stubs are in the server's own process group; none may outlive it.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if self._reader is not None:
+                self._reader.join(timeout=5)
+            if process.stdout is not None:
+                process.stdout.close()
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -197,17 +208,25 @@ class TritonServer:
 
     def _is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.http_url}/v2/health/ready", timeout=2) as answer:
+            with _DIRECT.open(f"{self.http_url}/v2/health/ready", timeout=2) as answer:
                 return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):
             return False
 
     def _pass_log_on(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None  # asked for in start()
+        log = self._log
         for line in process.stdout:
             self._last_lines.append(line.rstrip("\n"))
-            if self._log is not None:
-                self._log(line.rstrip("\n"))
+            try:
+                if log is not None:
+                    log(line.rstrip("\n"))
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # stderr is gone; unread, the pipe would fill up and block the server
+                log = None
+                logger.debug("the server's log goes nowhere any more: %s", error)
 
     def _died(self) -> ServerError:
         code = self._running().wait()
@@ -218,7 +237,7 @@ class TritonServer:
 
     def _tail(self) -> list[str]:
         """Return the lines that say what went wrong, else the last ones."""
-        lines = list(self._last_lines)
+        lines = [line for line in self._last_lines if not any(noise in line for noise in _NOISE)]
         return ([line for line in lines if line.startswith("E")] or lines)[-10:]
 
 

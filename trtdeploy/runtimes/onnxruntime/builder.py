@@ -19,7 +19,7 @@ from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.onnxruntime.blocked_layout import uses_blocked_layout
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
 from trtdeploy.runtimes.onnxruntime.measure import median_milliseconds, relative_error
-from trtdeploy.runtimes.onnxruntime.session import first_line, make_session
+from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
 from trtdeploy.tensors import Array, random_inputs
 from trtdeploy.timing_cache import TimingCache
@@ -108,7 +108,7 @@ def _compile(
     tactics = tactics_for(quantized)
     try:
         reference = make_session(source.proto.SerializeToString()).run(None, inputs)
-    except (RuntimeError, ValueError) as error:
+    except RUNTIME_ERRORS as error:
         raise ModelError(
             f"ONNX Runtime {onnxruntime.__version__} cannot run {source.path}: {first_line(error)}"
         ) from error
@@ -123,7 +123,7 @@ def _compile(
                 rejected[tactic.name] = "changes nothing for this model"
                 continue
             difference = relative_error(make_session(content).run(None, inputs), reference)
-        except (RuntimeError, ValueError) as failure:
+        except RUNTIME_ERRORS as failure:
             rejected[tactic.name] = first_line(failure)
             continue
         if difference > MAX_RELATIVE_ERROR:

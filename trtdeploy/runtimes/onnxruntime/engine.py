@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from trtdeploy.errors import InferenceError
 from trtdeploy.runtimes.base import ExecutionContext, LoadedEngine
-from trtdeploy.runtimes.onnxruntime.session import Session, first_line
+from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, Session, first_line
 from trtdeploy.tensors import Array, TensorSpec
 
 
@@ -23,7 +23,7 @@ class OnnxRuntimeContext(ExecutionContext):
     def execute(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
             return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
-        except (RuntimeError, ValueError) as error:
+        except RUNTIME_ERRORS as error:
             raise InferenceError(f"ONNX Runtime failed: {first_line(error)}") from error
 
     def execute_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
@@ -34,7 +34,7 @@ class OnnxRuntimeContext(ExecutionContext):
             for name, array in outputs.items():
                 binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
             self._session.run_with_iobinding(binding)
-        except (RuntimeError, ValueError) as error:
+        except RUNTIME_ERRORS as error:
             raise InferenceError(f"ONNX Runtime failed: {first_line(error)}") from error
 
     def close(self) -> None:

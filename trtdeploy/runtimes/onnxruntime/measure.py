@@ -16,15 +16,27 @@ _FAR_BEHIND = 1.5
 
 
 def relative_error(outputs: Sequence[Array], reference: Sequence[Array]) -> float:
-    """Return the largest ``||output - reference|| / ||reference||`` (Euclidean) over all outputs."""
+    """Return the largest ``||output - reference|| / ||reference||`` (Euclidean) over all outputs.
+
+    Infinities and NaN must be where the reference has them; else the error is infinite.
+    """
     worst = 0.0
     for output, expected in zip(outputs, reference, strict=True):
         if output.shape != expected.shape:
             return float("inf")
-        difference = float(np.linalg.norm(output.astype(np.float64) - expected.astype(np.float64)))
-        size = float(np.linalg.norm(expected.astype(np.float64)))
-        worst = max(worst, difference / size if size else difference)
-    return worst if np.isfinite(worst) else float("inf")
+        finite = np.isfinite(expected)
+        if not np.array_equal(output[~finite], expected[~finite], equal_nan=True):
+            return float("inf")
+        if not np.isfinite(output[finite]).all():
+            return float("inf")
+        wanted = expected[finite].astype(np.float64)
+        difference = float(np.linalg.norm(output[finite].astype(np.float64) - wanted))
+        size = float(np.linalg.norm(wanted))
+        error = difference / size if size else difference
+        if np.isnan(error):  # both norms overflow
+            return float("inf")
+        worst = max(worst, error)
+    return worst
 
 
 def median_milliseconds(

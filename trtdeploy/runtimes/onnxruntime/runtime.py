@@ -12,7 +12,7 @@ from trtdeploy.runtimes.base import BuildProgress, BuiltPlan, LoadedEngine, Runt
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name
 from trtdeploy.runtimes.onnxruntime.engine import OnnxRuntimeEngine
-from trtdeploy.runtimes.onnxruntime.session import first_line, make_session
+from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
 from trtdeploy.timing_cache import TimingCache
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class OnnxRuntime(Runtime):
             threads = manifest.tactic.threads if manifest.tactic else 1
         try:
             session = make_session(content, threads=threads)
-        except (RuntimeError, ValueError) as error:
+        except RUNTIME_ERRORS as error:
             raise PlanCorruptError(
                 f"ONNX Runtime {self.version} cannot load the plan: {first_line(error)}", hint="Build it again."
             ) from error

@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 Session = Any  # onnxruntime ships no types
 
 OPTIMIZE_ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 OPTIMIZE_PORTABLE = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 OPTIMIZE_NOTHING = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # what goes wrong is in the exception; a second copy on stderr helps nobody
+
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    # NotImplemented, InvalidGraph, Fail, ...: they have no common base but Exception
+    *(kind for kind in vars(_native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+"""Everything that ONNX Runtime raises when it refuses or fails to run a model."""
 
 
 def make_session(
@@ -35,13 +44,13 @@ def make_session(
         save_optimized: Where to write the optimized graph.
 
     Raises:
-        RuntimeError, ValueError: ONNX Runtime refuses the model; its exceptions derive from these.
+        RUNTIME_ERRORS: ONNX Runtime refuses the model.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = optimization
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     # Threads that spin while they wait take the processor from every other context and process on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, value in (entries or {}).items():

@@ -1,0 +1,272 @@
+"""The client against what is no Triton server; the real one is in the end-to-end tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trtdeploy.errors import DtypeError, ServerError, UsageError
+from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.tensors import TensorSpec
+from trtdeploy.triton.client import InferenceClient, ServedModel, connect
+
+Behaviour = Callable[[socket.socket], None]
+Call = Callable[[InferenceClient], object]
+TIMEOUT_S = 0.7
+MODEL = ServedModel(
+    "m",
+    "1",
+    (TensorSpec(name="x", dtype="float32", shape=(-1, 2)),),
+    (TensorSpec(name="y", dtype="float32", shape=(-1, 2)),),
+    8,
+    None,
+    None,
+)
+
+
+@contextlib.contextmanager
+def server_that(behave: Behaviour) -> Iterator[str]:
+    """A TCP server on loopback whose every connection is handed to ``behave``; yields host:port."""
+    ended = threading.Event()
+    connections: list[socket.socket] = []
+
+    def accept() -> None:
+        while not ended.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connections.append(connection)
+            threading.Thread(target=handle, args=(connection,), daemon=True).start()
+
+    def handle(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            behave(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        acceptor = threading.Thread(target=accept, daemon=True)
+        acceptor.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            ended.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            acceptor.join(10)
+            for connection in connections:
+                connection.close()
+
+
+def answer(body: bytes, *, status: str = "200 OK", length: int | None = None) -> Behaviour:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length or len(body)}\r\n\r\n"
+
+    def behave(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            connection.sendall(head.encode() + body)
+            if length:
+                connection.close()
+
+    return behave
+
+
+def junk(connection: socket.socket) -> None:
+    connection.recv(100)
+    connection.sendall(bytes(range(255, 0, -1)) * 4)
+    connection.close()
+
+
+def close(connection: socket.socket) -> None:
+    connection.close()
+
+
+def silence(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        pass
+
+
+def drip(connection: socket.socket) -> None:
+    connection.recv(100)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n")
+    pause = threading.Event()
+    for _ in range(1000):
+        connection.sendall(b" ")
+        pause.wait(0.1)
+
+
+HTTP_ONLY: dict[str, Behaviour] = {
+    "empty-object": answer(b"{}"),
+    "list": answer(b"[]"),
+    "page": answer(b"<html>It works!</html>"),
+    "bytes": answer(b"\xff\xfe\x00"),
+    "wrong-types": answer(b'{"inputs": [1], "outputs": 2, "versions": "x"}'),
+    "too-short": answer(b"{", length=1000),
+    "not-found": answer(b'{"error": "no such thing"}', status="404 Not Found"),
+    "server-error": answer(b"oops", status="500 Internal Server Error"),
+}
+CALLS: list[Any] = [
+    pytest.param(lambda client: client.describe("m"), id="describe"),
+    pytest.param(lambda client: client.infer(MODEL, {"x": np.zeros((1, 2), np.float32)}), id="infer"),
+]
+BOTH: dict[str, Behaviour] = {"junk": junk, "close": close}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [("http", name) for name in (*BOTH, *HTTP_ONLY)] + [("grpc", name) for name in (*BOTH, "empty-object")],
+)
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_no_triton_server_is_a_server_error(scheme: str, name: str, call: Call) -> None:
+    with (
+        server_that({**BOTH, **HTTP_ONLY}[name]) as address,
+        connect(f"{scheme}://{address}", timeout_s=5) as client,
+        pytest.raises(ServerError) as caught,
+    ):
+        call(client)
+    assert f"{scheme}://{address}" in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_server_that_never_answers_is_given_up_after_the_timeout(scheme: str, call: Call) -> None:
+    began = time.monotonic()
+    with (
+        server_that(silence) as address,
+        connect(f"{scheme}://{address}", timeout_s=TIMEOUT_S) as client,
+        pytest.raises(ServerError, match=rf"did not answer within {TIMEOUT_S:g} s"),
+    ):
+        call(client)
+    assert TIMEOUT_S * 0.9 < time.monotonic() - began < 10 * TIMEOUT_S
+
+
+def test_an_answer_that_drips_in_is_given_up_after_the_timeout() -> None:
+    began = time.monotonic()
+    with (
+        server_that(drip) as address,
+        connect(f"http://{address}", timeout_s=TIMEOUT_S) as client,
+        pytest.raises(ServerError, match="did not answer within"),
+    ):
+        client.describe("m")
+    assert time.monotonic() - began < 10 * TIMEOUT_S
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_port_that_nobody_listens_on_is_a_server_error(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with connect(f"{scheme}://{address}", timeout_s=5) as client, pytest.raises(ServerError, match="Is it running"):
+        client.describe("m")
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_proxy_of_the_environment_is_not_asked_about_loopback(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+
+    def proxy(connection: socket.socket) -> None:
+        asked.set()
+        connection.close()
+
+    with server_that(proxy) as proxy_address, server_that(close) as address:
+        for variable in ("http_proxy", "HTTP_PROXY", "grpc_proxy"):
+            monkeypatch.setenv(variable, f"http://{proxy_address}")
+        for variable in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+            monkeypatch.delenv(variable, raising=False)
+        with connect(f"{scheme}://{address}", timeout_s=5) as client, pytest.raises(ServerError):
+            client.describe("m")
+    assert not asked.is_set()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:8000",
+        "localhost",
+        "http://127.0.0.1",
+        "https://127.0.0.1:8000",
+        "http://:8000",
+        "http://127.0.0.1:x",
+        "http://127.0.0.1:99999",
+        "grpc://127.0.0.1:8001/path",
+        "http://[::1:8000",
+    ],
+)
+def test_what_is_no_url_of_a_server_is_a_usage_error_with_examples(url: str) -> None:
+    with pytest.raises(UsageError, match="grpc://127") as caught:
+        connect(url)
+    assert repr(url) in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_connecting_sends_nothing_and_closing_twice_is_harmless(scheme: str) -> None:
+    client = connect(f"{scheme}://127.0.0.1:1")
+    client.close()
+    client.close()
+
+
+def metadata_then_config(metadata: object, config: object) -> Behaviour:
+    def behave(connection: socket.socket) -> None:
+        while request := connection.recv(65536):
+            body = json.dumps(config if b"/config" in request.split(b"\r\n")[0] else metadata).encode()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    return behave
+
+
+METADATA = {
+    "name": "m",
+    "versions": ["2", "10"],
+    "inputs": [{"name": "x", "datatype": "FP16", "shape": ["-1", 4]}],
+    "outputs": [{"name": "y", "datatype": "INT64", "shape": [-1, 1]}],
+}
+
+
+def test_a_model_of_somebody_else_has_neither_labels_nor_preprocessing() -> None:
+    config = {"max_batch_size": 4, "parameters": {"theirs": {}, "other": {"string_value": "x"}}}
+    with server_that(metadata_then_config(METADATA, config)) as address, connect(f"http://{address}") as client:
+        model = client.describe("m")
+    assert model.version == "10"
+    assert [str(spec) for spec in (*model.inputs, *model.outputs)] == ["x float16[?, 4]", "y int64[?, 1]"]
+    assert (model.max_batch_size, model.labels, model.preprocessing) == (4, None, None)
+
+
+def test_a_data_type_that_numpy_has_not_is_named() -> None:
+    metadata = METADATA | {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1]}]}
+    with (
+        server_that(metadata_then_config(metadata, {})) as address,
+        connect(f"http://{address}") as client,
+        pytest.raises(DtypeError, match="BYTES is not supported"),
+    ):
+        client.describe("m")
+
+
+def test_what_packaging_left_comes_back() -> None:
+    parameters = {
+        "trtdeploy.labels": {"string_value": '["cat", "dög"]'},
+        "trtdeploy.preprocessing": {"string_value": Preprocessing.square(8).to_json()},
+    }
+    behave = metadata_then_config(METADATA, {"parameters": parameters})
+    with server_that(behave) as address, connect(f"http://{address}") as client:
+        model = client.describe("m", "2")
+    assert model.version == "2"
+    assert model.labels == ("cat", "dög")
+    assert model.preprocessing == Preprocessing.square(8)
+
+
+@pytest.mark.parametrize("key", ["trtdeploy.labels", "trtdeploy.preprocessing"])
+@pytest.mark.parametrize("text", ["", "{", "3"])
+def test_damaged_facts_in_a_config_are_errors_not_guesses(key: str, text: str) -> None:
+    behave = metadata_then_config(METADATA, {"parameters": {key: {"string_value": text}}})
+    with (
+        server_that(behave) as address,
+        connect(f"http://{address}") as client,
+        pytest.raises((ServerError, UsageError)),
+    ):
+        client.describe("m")

@@ -36,7 +36,7 @@ def default_schedule(dataset: Dataset) -> Schedule:
     """
     if dataset.name == "digits":
         return Schedule(
-            epochs=10,
+            epochs=9,
             batch_size=32,
             learning_rate=4e-3,
             warm_up=0.1,

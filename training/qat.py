@@ -3,8 +3,8 @@
 The recipe follows the user guide of pytorch-quantization: start from a calibrated network, anneal a small learning
 rate with a cosine to 1% of it, and do not change the ranges meanwhile. Batch norm stays unfused, and its statistics are
 frozen for the last third (Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference",
-https://arxiv.org/abs/1806.08342, section 3.2.2). Dropout, stochastic depth and label smoothing are off: so short a run
-has nothing to gain from them.
+https://arxiv.org/abs/1806.08342, section 3.2.2). Dropout, stochastic depth and label smoothing are off, and images
+are not augmented where each is seen about once: so short a run has nothing to gain from them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ def default_schedule(dataset: Dataset) -> Schedule:
         max_steps=DEFAULT_MAX_STEPS,
         batch_size=128,
         learning_rate=2e-4,
-        augmentation=Augmentation(shift_px=4),
         **_COMMON,
     )
 

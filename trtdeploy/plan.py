@@ -7,6 +7,7 @@ run after it has begun to read them.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trtdeploy.errors import PlanCorruptError
-from trtdeploy.files import atomic_write, sha256_bytes
+from trtdeploy.files import atomic_write, atomic_writer, sha256_bytes
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import ShapeRange, TensorSpec
 
@@ -127,13 +128,17 @@ def manifest_path(plan: str | Path) -> Path:
 
 
 def write_plan(path: str | Path, content: bytes, manifest: Manifest) -> Plan:
-    """Write a plan and its manifest, each atomically.
+    """Write a plan and its manifest; on an error, a full disk for example, both files are as they were.
 
     A kill between the two renames leaves a manifest that does not match its plan, which loading reports.
     """
     target = Path(path)
-    atomic_write(target, content)
-    atomic_write(manifest_path(target), manifest.to_json())
+    with atomic_writer(manifest_path(target)) as stream:
+        stream.write(manifest.to_json().encode())
+        # on disk before the plan gets its name: nothing after that needs space
+        stream.flush()
+        os.fsync(stream.fileno())
+        atomic_write(target, content)
     return Plan(target, manifest)
 
 

@@ -111,7 +111,7 @@ def _read_input(text: str, specs: Mapping[str, TensorSpec], manifest: Manifest) 
         return name, manifest.preprocessing([content])
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy parses the header as Python, and raises whatever that raises
         raise DataError(f"{path} is not a .npy file that can be read: {error}.") from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path} holds several arrays; give a .npy file with one.")

@@ -281,7 +281,8 @@ def test_ctrl_c_at_any_moment_of_a_build_shows_no_traceback_and_no_half_plan(her
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=LIMIT_S)
         assert "Traceback" not in errors, errors
-        assert process.returncode in (0, 130)
+        # an interpreter that is ending has no handlers any more: by then the plan is complete
+        assert process.returncode in (0, 130, -signal.SIGINT)
         if process.returncode == 130:
             assert files(here) == before
         else:

@@ -39,7 +39,7 @@ from trtdeploy.tensors import ShapeRange
 QUICK = BuildConfig(timing_rounds=1, threads=1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def plan(qdq_plan: Plan, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     path = tmp_path / "copy.plan"
@@ -263,7 +263,7 @@ def test_no_damaged_byte_reaches_the_runtime(
 def test_files_that_are_replaced_while_they_are_loaded_are_checked_again(
     plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the first look at the manifest and reading the bytes, a publisher puts a plan of another version there."""
+    """Between the look at the manifest and reading the bytes, a publisher puts a plan of another version there."""
     real = read_plan
 
     def replaced(path: Path) -> Any:

@@ -28,7 +28,7 @@ def test_an_onnx_file_and_its_plan_classify_alike(qdq_onnx: Path, qdq_plan: Plan
 
 
 def test_a_batch_that_the_model_does_not_take_is_our_error(qdq_onnx: Path, qdq_plan: Plan) -> None:
-    with pytest.raises(InferenceError, match="classifier.onnx"):
+    with pytest.raises(InferenceError, match=r"classifier\.onnx"):
         onnx_classifier(qdq_onnx)(images(2)[:, :1])
     with Engine.load(qdq_plan.path) as engine, pytest.raises(ShapeError):
         plan_classifier(engine)(images(2)[:, :1])

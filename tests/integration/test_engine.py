@@ -226,10 +226,9 @@ def test_sixteen_threads_each_get_the_answers_to_their_own_inputs(
             if not np.allclose(output, answers[number], rtol=1e-4, atol=1e-4):
                 wrong.append(number)
 
-    with Engine.load(qdq_plan.path, contexts=contexts, threads=1) as engine:
-        with ThreadPoolExecutor(16) as pool:
-            for future in [pool.submit(work, thread) for thread in range(16)]:
-                future.result()
+    with Engine.load(qdq_plan.path, contexts=contexts, threads=1) as engine, ThreadPoolExecutor(16) as pool:
+        for future in [pool.submit(work, thread) for thread in range(16)]:
+            future.result()
     assert wrong == []
     assert not np.allclose(answers[0], answers[1], rtol=1e-2, atol=1e-2), "the answers must tell inputs apart"
 
@@ -303,7 +302,7 @@ def test_a_full_pool_is_an_error_that_says_so(qdq_plan: Plan) -> None:
                 lambda: engine.submit(image(0), timeout_s=0).result(WAIT_S),
                 lambda: engine.lease(timeout_s=0.01).__enter__(),
             ):
-                with pytest.raises(EngineBusyError, match="No execution context became free .*all 2 are in use") as e:
+                with pytest.raises(EngineBusyError, match=r"No execution context became free .*all 2 are in use") as e:
                     call()
                 assert e.value.exit_code == 3
         engine.infer(image(0))
@@ -327,7 +326,7 @@ def test_a_full_queue_is_an_error_that_says_so() -> None:
         futures = [engine.submit(batch(number)) for number in range(3)]
         loaded.next_started()
         for seconds in (0, 0.01):
-            with pytest.raises(EngineBusyError, match="No place in the queue became free .*all 3 are in use"):
+            with pytest.raises(EngineBusyError, match=r"No place in the queue became free .*all 3 are in use"):
                 engine.submit(batch(9), timeout_s=seconds)
         loaded.gate.set()
         assert [future.result(WAIT_S)["y"][0, 0] for future in futures] == [0, 2, 4]
@@ -364,7 +363,7 @@ def test_cancelling_a_queued_request_frees_its_place_and_it_never_runs() -> None
 
 
 def test_a_failed_request_gives_its_place_and_context_back() -> None:
-    engine, loaded = make_engine(is_open=True, queue_size=0)
+    engine, _ = make_engine(is_open=True, queue_size=0)
     with engine:
         for _ in range(3):
             with pytest.raises(InferenceError, match="fake runtime failed"):
@@ -447,17 +446,32 @@ def test_an_error_in_map_comes_after_the_outputs_before_it(bad: Any, kind: type[
         assert engine.infer(batch(1), timeout_s=1)["y"][0, 0] == 2
 
 
+class Tickets:
+    """A gate that lets as many inferences through as there are tickets."""
+
+    def __init__(self, count: int) -> None:
+        self._tickets = threading.Semaphore(count)
+
+    def wait(self, timeout: float) -> bool:
+        return self._tickets.acquire(timeout=timeout)
+
+    def add(self, count: int) -> None:
+        self._tickets.release(count)
+
+
 def test_leaving_map_early_cancels_what_waits_and_the_engine_goes_on() -> None:
-    engine, loaded = make_engine(is_open=True)
+    engine, loaded = make_engine()
+    loaded.gate = tickets = Tickets(1)  # type: ignore[assignment]
     with engine:
         outputs = engine.map((batch(number) for number in range(100)), in_flight=10)
-        next(outputs)
-        loaded.gate.clear()
-        outputs.close()
-        loaded.gate.set()
+        assert next(outputs)["y"][0, 0] == 0
+        assert [loaded.next_started(), loaded.next_started()] == [0, 1]
+        outputs.close()  # type: ignore[attr-defined]
+        tickets.add(100)
         assert engine.infer(batch(50))["y"][0, 0] == 100
+    assert loaded.next_started() == 50
+    assert loaded.started.empty()
     assert len(engine._queue._free) == 257, "every place in the queue is free again"
-    assert loaded.started.qsize() < 20
 
 
 def test_an_empty_map_is_empty_and_in_flight_must_be_positive(engine: Engine) -> None:
@@ -569,7 +583,7 @@ def test_closing_again_and_from_many_threads_does_nothing_more() -> None:
 def test_closing_while_a_lease_is_held_times_out_refuses_requests_and_can_be_repeated() -> None:
     engine, loaded = make_engine(is_open=True)
     with engine.lease() as lease:
-        with pytest.raises(EngineBusyError, match="1 of 1 execution contexts were still in use after 0.01 s"):
+        with pytest.raises(EngineBusyError, match=r"1 of 1 execution contexts were still in use after 0\.01 s"):
             engine.close(timeout_s=0.01)
         with pytest.raises(EngineClosedError):
             engine.infer(batch(1))

@@ -53,7 +53,7 @@ with Engine.load(sys.argv[1]) as engine:
 
 
 def test_every_public_name_is_there() -> None:
-    code = "import trtdeploy; [getattr(trtdeploy, name) for name in trtdeploy.__all__]; from trtdeploy import *; Engine.load"
+    code = "import trtdeploy; [getattr(trtdeploy, n) for n in trtdeploy.__all__]; from trtdeploy import *; Engine.load"
     assert python(code).returncode == 0
     done = python("import trtdeploy; trtdeploy.Engin")
     assert "has no attribute 'Engin'" in done.stderr

@@ -17,7 +17,7 @@ from trtdeploy.inspection import inspect_file
 from trtdeploy.plan import Plan, manifest_path
 
 
-@pytest.fixture()
+@pytest.fixture
 def plan(qdq_plan: Plan, tmp_path: Path) -> Path:
     path = tmp_path / "copy.plan"
     shutil.copy(qdq_plan.path, path)

@@ -30,7 +30,7 @@ def image(size: int = 2) -> dict[str, np.ndarray]:
     return {"input": np.random.default_rng(size).standard_normal((size, 3, 32, 32)).astype(np.float32)}
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine(qdq_plan: Plan) -> Any:
     with Engine.load(qdq_plan.path, timeout_s=5) as engine:
         yield engine
@@ -206,7 +206,6 @@ def test_an_error_inside_of_the_block_gives_the_context_back() -> None:
 
 def test_two_leases_have_different_contexts() -> None:
     engine, loaded = make_engine(contexts=2, is_open=True)
-    with engine:
-        with engine.lease() as one, engine.lease() as other:
-            assert one._context is not other._context
-            assert {one._context, other._context} == set(loaded.made)
+    with engine, engine.lease() as one, engine.lease() as other:
+        assert one._context is not other._context
+        assert {one._context, other._context} == set(loaded.made)

@@ -23,7 +23,7 @@ from trtdeploy.tensors import random_inputs
 QUICK = BuildConfig(timing_rounds=1, threads=1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def png(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")

@@ -34,7 +34,7 @@ for turn in itertools.count():
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def source(tmp_path: Path) -> Path:
     return save(block_network(channels=8), tmp_path / "m.onnx")
 

@@ -3,13 +3,10 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -297,40 +294,68 @@ def test_publishers_at_the_same_time_get_different_versions(qdq_plan: Plan, mode
         assert sorted(path.name for path in (models / "m" / str(version)).iterdir()) == VERSION_FILES
 
 
-def test_a_kill_at_any_moment_leaves_the_version_out_or_complete(qdq_plan: Plan, models: Path) -> None:
-    """Each trial is a process that ends itself, without any handler, some random time after the beginning."""
-    package(qdq_plan.path, models, "old")
-    rng = random.Random(7)
-    began = time.perf_counter()
-    package(qdq_plan.path, models, "rehearsal")
-    usual_s = time.perf_counter() - began
-    complete = contents(models / "rehearsal" / "1")
-    outcomes = set()
-    for trial in range(16):
-        name = "old" if trial % 2 else f"new{trial}"
-        before = versions(models / name)
-        delay_s = rng.uniform(0, 1.2 * usual_s)
-        code = (
-            "import os, signal, sys\n"
-            "from trtdeploy.triton.repository import package\n"
-            "import trtdeploy.triton.config as config; config.schema()\n"
-            "signal.signal(signal.SIGALRM, signal.SIG_DFL)\n"
-            f"signal.setitimer(signal.ITIMER_REAL, {max(delay_s, 1e-5)})\n"
-            f"package({str(qdq_plan.path)!r}, {str(models)!r}, {name!r})\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        # SIGALRM's default action ends a process as SIGKILL does: no handler, no finally
-        assert done.returncode in (0, -signal.SIGALRM), done.stderr
-        for version in set(versions(models / name)) - set(before):
-            assert contents(models / name / str(version)) == complete
-            outcomes.add("complete")
-        if versions(models / name) == before:
-            outcomes.add("without")
-        for folder in models.iterdir():
-            if folder.is_dir():
-                assert read_config(folder).name == folder.name
-                assert versions(folder), f"Triton would take {folder} for a model"
-    assert outcomes == {"complete", "without"}
-    for name in ("old", "new0"):  # what was left outside of the repository does not stand in the way, and goes
-        package(qdq_plan.path, models, name)
-        assert not (models.parent / f".models.staging-{name}").exists()
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from trtdeploy.triton.config import schema
+from trtdeploy.triton.repository import package
+
+plan, packaged, base = sys.argv[1:]
+schema()
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.listdir", "shutil.rmtree"}
+
+def publish(models, deadly):
+    count = 0
+
+    def hook(event, arguments):  # before every step that touches files
+        nonlocal count
+        count += event in EVENTS
+        if count == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    package(plan, models, "m")
+    os._exit(0)
+
+for kind in ("new", "old"):
+    for deadly in range(1, 1000):
+        models = Path(base) / f"{kind}{deadly:03}" / "models"
+        models.mkdir(parents=True)
+        if kind == "old":
+            shutil.copytree(packaged, models / "m")
+        child = os.fork() or publish(models, deadly)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+"""
+
+
+def test_a_kill_before_any_step_leaves_the_version_out_or_complete(qdq_plan: Plan, tmp_path: Path) -> None:
+    """A process per step of packaging, killed right before that step, for a new model and for a new version."""
+    packaged = package(qdq_plan.path, tmp_path / "whole", "m").folder
+    complete = contents(packaged / "1")
+    base = tmp_path / "killed"
+    base.mkdir()
+    arguments = [str(qdq_plan.path), str(packaged), str(base)]
+    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, timeout=120)
+    outcomes: dict[str, list[str]] = {"new": [], "old": []}
+    for trial in sorted(base.iterdir()):
+        models, kind = trial / "models", trial.name[:3]
+        assert {path.name for path in models.iterdir()} <= {"m", ".m.lock"}, "Triton takes every folder for a model"
+        present = versions(models / "m")
+        expected = [1] if kind == "old" else []
+        if present != expected:
+            assert present == [*expected, len(expected) + 1]
+        assert all(contents(models / "m" / str(version)) == complete for version in present)
+        if present:
+            assert read_config(models / "m").name == "m"
+            assert (models / "m" / "labels.txt").is_file()
+        else:
+            assert not (models / "m").exists()
+        outcomes[kind].append("complete" if present != expected else "without")
+        # what was left beside the repository is in nobody's way, and goes with the next attempt
+        package(qdq_plan.path, models, "m")
+        assert [path.name for path in trial.iterdir()] == ["models"]
+    for seen in outcomes.values():
+        assert len(seen) > 15
+        assert set(seen) == {"complete", "without"}
+        assert seen == sorted(seen, reverse=True), "once it is there, it stays"

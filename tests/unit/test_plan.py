@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +191,21 @@ def test_a_manifest_with_unknown_keys_or_impossible_values_is_refused(plan: Path
 def test_a_manifest_cannot_be_changed_in_memory() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         manifest().plan_sha256 = "0" * 64
+
+
+def test_full_disk_leaves_both_files_as_they_were(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {entry.name: entry.read_bytes() for entry in plan.parent.iterdir()}
+    synced: list[int] = []
+    real_fsync = os.fsync
+
+    def fsync_until_full(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 2:  # the manifest is on disk, the plan is not
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync_until_full)
+    other = CONTENT + b"more"
+    with pytest.raises(OSError, match="No space left"):
+        write_plan(plan, other, manifest(other))
+    assert {entry.name: entry.read_bytes() for entry in plan.parent.iterdir()} == before

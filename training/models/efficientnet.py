@@ -175,7 +175,9 @@ class EfficientNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
-                bound = 1.0 / math.sqrt(module.out_features)
+                # torchvision takes the outputs here, which for 1,000 classes is about the same; for ten it gives logits
+                # so large that the first epochs go into shrinking them.
+                bound = 1.0 / math.sqrt(module.in_features)
                 nn.init.uniform_(module.weight, -bound, bound)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, MBConv) and module.has_residual:

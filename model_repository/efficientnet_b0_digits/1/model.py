@@ -30,15 +30,18 @@ class TritonPythonModel:
         if self.batched and len(requests) > 1:
             try:
                 return self.respond_to_batch(inputs)
-            except TrtDeployError:
-                pass  # one of the requests is bad; alone, each gets its own answer
+            except (TrtDeployError, ValueError):
+                pass  # one of the requests is bad, or they do not join; alone, each gets its own answer
         return [self.respond(arrays) for arrays in inputs]
 
     def respond_to_batch(self, inputs: list[dict[str, Any]]) -> list[Any]:
         """Run all requests as one batch and cut the outputs apart again."""
         batch = {name: np.concatenate([arrays[name] for arrays in inputs]) for name in self.names}
-        ends = np.cumsum([len(arrays[self.names[0]]) for arrays in inputs])[:-1]
-        parts = {name: np.split(output, ends) for name, output in self.engine.infer(batch).items()}
+        ends = np.cumsum([len(arrays[self.names[0]]) for arrays in inputs])
+        outputs = self.engine.infer(batch)
+        if any(len(output) != ends[-1] for output in outputs.values()):
+            raise ValueError("an output has not one row per sample: it cannot be cut apart")
+        parts = {name: np.split(output, ends[:-1]) for name, output in outputs.items()}
         return [
             pb_utils.InferenceResponse([pb_utils.Tensor(name, parts[name][index]) for name in parts])
             for index in range(len(inputs))

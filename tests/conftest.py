@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,17 @@ from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import ShapeRange
 
 IMAGE_SIZE = 32
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C even where the tests run in the background of a shell.
+
+    Such a shell has SIGINT ignored, every command that a test starts would inherit that, and none could be interrupted.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 LABELS = [str(digit) for digit in range(10)]
 
 

@@ -105,7 +105,7 @@ def calibrate(
     ] = CalibrationMethod.percentile,
     percentile: Annotated[float, typer.Option("--percentile", help="Percent of all |x| inside the range.")] = 99.99,
     images: Annotated[
-        int | None, typer.Option("--images", min=1, help="Use so many of the calibration images [default: all].")
+        int | None, typer.Option("--images", min=1, help="Use so many of the calibration images (default: all).")
     ] = None,
     model: Model = None,
     image_size: ImageSize = None,
@@ -239,7 +239,7 @@ def evaluate(
     data: Data = "digits",
     split: Annotated[ScoredSplit, typer.Option("--split", help="Which images to score.")] = ScoredSplit.test,
     stage: Annotated[
-        ScoredStage | None, typer.Option("--stage", help="Record under this stage [default: what the checkpoint is].")
+        ScoredStage | None, typer.Option("--stage", help="Record under this stage (default: what the checkpoint is).")
     ] = None,
     model: Model = None,
     image_size: ImageSize = None,

@@ -42,7 +42,7 @@ Model = Annotated[
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option("--image-size", min=1, help="Side of the square input in pixels [default: 32 for digits, else 64]."),
+    typer.Option("--image-size", min=1, help="Side of the square input in pixels (default: 32 for digits, else 64)."),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training images.")]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after so many steps.")]
@@ -55,7 +55,7 @@ Flip = Annotated[bool, typer.Option("--flip", help="Mirror half of the training 
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn at random.")]
 SplitSeed = Annotated[
     int | None,
-    typer.Option("--split-seed", min=0, help="Of the splits that are drawn [default: the checkpoint's, else 0]."),
+    typer.Option("--split-seed", min=0, help="Of the splits that are drawn (default: the checkpoint's, else 0)."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run that was to write --output.")]
 LedgerFile = Annotated[

@@ -67,12 +67,16 @@ class ServeCommand:
         self.ports = [int(found[2]), int(found[4])]
         self.children = descendants(process.pid)
         self.server_pid = self.children[0]
+        maps = Path(f"/proc/{self.server_pid}/maps").read_text()
+        self._shared_memory = {Path(path) for path in re.findall(r"/dev/shm/\S+", maps)}
 
     def assert_nothing_is_left(self) -> None:
         """No server, no stub, no port; the kernel may take a moment to reap what was killed."""
         wait_until(lambda: not [pid for pid in self.children if is_running(pid)], "all child processes ended")
         for port in self.ports:
             socket.create_server(("127.0.0.1", port)).close()
+        for path in self._shared_memory:  # what a server that was killed cannot clean up itself
+            path.unlink(missing_ok=True)
 
 
 SERVE_ON_FREE_PORTS = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)

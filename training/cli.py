@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from training.arguments import open_both, open_data, schedule_from
-from training.console import Display, door, log_to_stderr, print_facts
+from training.console import Display, log_to_stderr, print_facts
 from training.options import (
     AsJson,
     BatchSize,
@@ -35,6 +35,7 @@ from training.options import (
     Shift,
     SplitSeed,
 )
+from trtdeploy.cli.console import door
 from trtdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ def export(
                     command="training export",
                 )
                 text += f"; test top-1 {evaluation.outputs.top1.format()}%"
+            display.finish()
             print_facts(facts, text, as_json=as_json)
 
 
@@ -278,6 +280,7 @@ def evaluate(
                 f"{split.value} top-1 {interval['value']:.2f}% [{interval['low']:.2f}, {interval['high']:.2f}] "
                 f"on {facts['n']} images"
             )
+            display.finish()
             print_facts(
                 {"checkpoint": str(checkpoint), "kind": start.facts.kind, "split": split.value, **facts},
                 text,
@@ -316,6 +319,7 @@ def _report(
         facts["ledger"] = _score_and_record(start, dataset, saved.facts.kind, ledger, f"training {command}", display)
         top1 = facts["ledger"]["top1"]
         text += f"; test top-1 {top1['value']:.2f}% [{top1['low']:.2f}, {top1['high']:.2f}]"
+    display.finish()
     print_facts(facts, text, as_json=as_json)
 
 

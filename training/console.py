@@ -5,39 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from trtdeploy.errors import TrtDeployError
-
-INTERRUPTED_EXIT_CODE = 130
-"""128 + SIGINT, as shells report it."""
-
-
-@contextmanager
-def door() -> Iterator[None]:
-    """Turn the errors of a command into one message on stderr and the exit code, never a traceback."""
-    try:
-        yield
-    except TrtDeployError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        typer.echo(f"error: {'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r}).", err=True)
-        raise typer.Exit(TrtDeployError.exit_code) from error
-    except OSError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(TrtDeployError.exit_code) from error
-    except KeyboardInterrupt as error:
-        typer.echo(f"\n{str(error) or 'Interrupted.'}", err=True)
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
 
 
 def print_facts(facts: Mapping[str, Any], text: str, *, as_json: bool) -> None:
@@ -75,6 +48,10 @@ class Display:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Take the bar away, so that what is printed next begins on a line of its own."""
         if self._console.is_terminal:
             self._bar.stop()
 

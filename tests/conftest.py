@@ -20,12 +20,15 @@ IMAGE_SIZE = 32
 
 
 def pytest_configure() -> None:
-    """Take Ctrl-C even where the tests run in the background of a shell.
+    """Let tests interrupt what they start, even where the tests run in the background of a shell or under nohup.
 
-    Such a shell has SIGINT ignored, every command that a test starts would inherit that, and none could be interrupted.
+    There SIGINT or SIGHUP are ignored, and every command that a test starts would inherit that. A handler is not
+    inherited.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 LABELS = [str(digit) for digit in range(10)]

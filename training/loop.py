@@ -181,9 +181,10 @@ def train(
                 "seconds": round(time.perf_counter() - start, 2),
             }
             run.history.append(metrics)
+            # before the state: whoever finds the state of an epoch finds its metrics too
+            atomic_write(metrics_path_for(output), "".join(json.dumps(line) + "\n" for line in run.history))
             if run.epoch < epochs:
                 save_resume(resume_path, _freeze(run, model, optimizer, settings_digest))
-            atomic_write(metrics_path_for(output), "".join(json.dumps(line) + "\n" for line in run.history))
             observer.epoch(metrics)
     except KeyboardInterrupt as error:
         kept = run.history[-1]["epoch"] if run.history and resume_path.exists() else 0

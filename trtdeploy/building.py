@@ -9,12 +9,12 @@ import trtdeploy
 from trtdeploy.errors import BuildError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.ledger import Ledger
+from trtdeploy.model_precision import with_precision
 from trtdeploy.onnxgraph.source import load_source
 from trtdeploy.plan import Manifest, Plan, RuntimeFacts, SourceFacts, write_plan
 from trtdeploy.runtimes import get_runtime
 from trtdeploy.runtimes.base import BuildProgress
 from trtdeploy.runtimes.config import BuildConfig
-from trtdeploy.timing_cache import TimingCache
 
 __all__ = ["BuildConfig", "build"]
 
@@ -44,11 +44,15 @@ def build(
         TimingCacheError: The timing cache cannot be locked or written.
     """
     config = config or BuildConfig()
+    if config.isolate:
+        from trtdeploy.isolated_build import build_in_child
+
+        where = None if ledger is None else Path(ledger)
+        return build_in_child(Path(model), Path(output), config, ledger=where, progress=progress)
     runtime = get_runtime(config.runtime)
     source = load_source(model)
     summary = Ledger(ledger).summary() if ledger is not None else None
-    cache = TimingCache(config.timing_cache) if config.timing_cache is not None else None
-    built = runtime.build(source, config, cache=cache, progress=progress)
+    built = runtime.build(with_precision(source, config), config, progress=progress)
     manifest = Manifest(
         trtdeploy_version=trtdeploy.__version__,
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -56,7 +60,7 @@ def build(
         device=built.device,
         inputs=source.inputs,
         outputs=source.outputs,
-        profiles=config.profiles,
+        profiles=built.profiles,
         precision=built.precision,
         tactic=built.tactic,
         plan_bytes=len(built.content),

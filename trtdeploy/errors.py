@@ -105,6 +105,20 @@ class InferenceError(TrtDeployError):
     """The runtime failed while executing a plan."""
 
 
+class CudaError(InferenceError):
+    """A call of CUDA failed."""
+
+
+class DeviceMemoryError(CudaError):
+    """The GPU, or memory that it can read, has not got as many bytes as were asked for."""
+
+    exit_code = 3
+
+
+class GraphCaptureError(CudaError):
+    """Work that cannot be captured as a CUDA graph."""
+
+
 class EngineBusyError(TrtDeployError):
     """No execution context became free in time."""
 

@@ -15,6 +15,7 @@ from trtdeploy.onnxgraph.source import load_source
 from trtdeploy.plan import manifest_path, read_plan
 from trtdeploy.preprocessing import describe
 from trtdeploy.runtimes import get_runtime
+from trtdeploy.runtimes.config import LoadOptions
 
 
 def inspect_file(path: str | Path) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
 def _inspect_plan(path: Path) -> dict[str, Any]:
     content, manifest = read_plan(path)
     try:
-        get_runtime(manifest.runtime.name).check(manifest)
+        get_runtime(manifest.runtime.name).check(manifest, LoadOptions())
         obstacle = None
     except (PlanIncompatibleError, RuntimeUnavailableError) as error:
         obstacle = error.message

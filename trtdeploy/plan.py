@@ -52,12 +52,21 @@ class PrecisionFacts(_Part):
         weighted_layers: Convolutions and matrix products with constant weights.
         quantized_layers: Those among them whose input and weights both pass through Q/DQ.
         integer_kernels: Kernels of the plan that compute in integers; None where the runtime cannot be asked here.
+        int8_macs_percent: Share of the multiply-accumulates that runs in INT8, or, where the engine cannot be asked,
+            that the network asks for in INT8; None where it was not counted.
+        evidence: Who says so: "engine inspector", "parsed network" or "optimized graph".
+        reformats: Layers that only convert data between types and layouts.
+        fallbacks: Quantized layers that do not run in INT8, and why.
         note: How the numbers were found, and what they do not say.
     """
 
     weighted_layers: int
     quantized_layers: int
     integer_kernels: int | None
+    int8_macs_percent: float | None = None
+    evidence: Literal["engine inspector", "parsed network", "optimized graph"] = "optimized graph"
+    reformats: tuple[str, ...] = ()
+    fallbacks: dict[str, str] = Field(default_factory=dict)
     note: str
 
 

@@ -178,7 +178,8 @@ def check_inputs(
             raise ShapeError(
                 f"Input {spec.name!r} has shape {list(array.shape)}, which is empty; every size must be at least 1."
             )
-        checked[spec.name] = np.asarray(array, order="C")  # ascontiguousarray would give a scalar one dimension
+        # ascontiguousarray would give a scalar one dimension; a device array is contiguous already
+        checked[spec.name] = np.asarray(array, order="C") if isinstance(array, np.ndarray) else array
     if profiles and not any(
         all(profile[name].contains(array.shape) for name, array in checked.items() if name in profile)
         for profile in profiles

@@ -119,9 +119,15 @@ def test_a_range_over_a_fixed_size_is_a_usage_error(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_a_runtime_that_cannot_be_used_is_named_before_anything_is_read(runtime: Any, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeUnavailableError, match=f"'{runtime}'") as caught:
+@pytest.mark.parametrize(
+    ("runtime", "module", "title"),
+    [("tensorrt", "tensorrt", "TensorRT"), ("tensorrt-rtx", "tensorrt_rtx", "TensorRT-RTX")],
+)
+def test_a_runtime_that_is_not_installed_is_named_before_anything_is_read(
+    runtime: Any, module: str, title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RuntimeUnavailableError, match=f"{title} is not installed") as caught:
         build(tmp_path / "none.onnx", tmp_path / "m.plan", BuildConfig(runtime=runtime))
     assert caught.value.exit_code == 3
 

@@ -246,14 +246,20 @@ def test_a_lock_that_is_not_given_back_in_time_is_an_error_that_names_the_file(s
 
 def test_a_path_that_cannot_hold_a_file_is_an_error_not_a_traceback(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "file" / "b.timing", tmp_path / "folder"):
+    for path in (tmp_path / "file" / "b.timing",):
         for use in (TimingCache(path).read, lambda path=path: TimingCache(path).merge({"a": 1.0})):
             with pytest.raises(TimingCacheError, match="cannot be used"):
                 use()
     with pytest.raises(TimingCacheError):
-        tactic_of(source, tmp_path / "folder")
+        tactic_of(source, tmp_path / "file" / "b.timing")
     assert not source.with_suffix(".plan").exists()
+
+
+def test_a_folder_gets_a_file_for_the_runtime(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert not tactic_of(source, tmp_path / "folder").cached
+    assert tactic_of(source, tmp_path / "folder").cached
+    assert (tmp_path / "folder" / "onnxruntime.timing").is_file()
 
 
 def test_a_full_disk_keeps_the_earlier_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

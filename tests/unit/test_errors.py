@@ -44,6 +44,7 @@ def test_exit_codes_tell_a_failed_gate_from_wrong_input_from_a_machine_that_lack
     assert {name for name, code in codes.items() if code == 1} == {"GateError"}
     assert {name for name, code in codes.items() if code == 3} == {
         "PlanIncompatibleError",
+        "DeviceMemoryError",
         "EngineBusyError",
         "RuntimeUnavailableError",
         "ServerError",

@@ -71,6 +71,8 @@ def show_warnings() -> None:
     """Send warnings of this project, and of nobody else, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    # a runtime's own errors come with the exception that they lead to
+    handler.addFilter(lambda record: not (record.name == "trtdeploy.tensorrt" and record.levelno >= logging.ERROR))
     logging.getLogger("trtdeploy").addHandler(handler)
     logging.getLogger("training").addHandler(handler)
 

@@ -1,4 +1,4 @@
-"""``trtdeploy build``, ``inspect``, ``run`` and ``bench``."""
+"""``trtdeploy inspect``, ``run`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trtdeploy.cli.console import Bars, Output, door, finite_seconds, print_json
+from trtdeploy.cli.console import Output, door, finite_seconds, print_json
 
 PlanPath = Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")]
 Threads = Annotated[
@@ -21,75 +21,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command()(build)
     app.command("inspect")(inspect_command)
     app.command()(run)
     app.command()(bench)
-
-
-def build(
-    model: Annotated[Path, typer.Argument(dir_okay=False, help="An ONNX file.")],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", dir_okay=False, help="Where the plan goes; its manifest goes to OUTPUT.json."),
-    ],
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help="auto, onnxruntime, tensorrt or tensorrt-rtx [default: auto].")
-    ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option("--shape", help="NAME=MIN:OPT:MAX, for example input=1x3x224x224:8x3x224x224:32x3x224x224."),
-    ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option("--timing-cache", dir_okay=False, help="File that keeps measured timings between builds."),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads of one inference on a CPU [default: measured].")
-    ] = None,
-    timing_rounds: Annotated[
-        int | None, typer.Option("--timing-rounds", min=1, help="How often each candidate is timed [default: 20].")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", dir_okay=False, help="YAML file of build options; flags win over it.")
-    ] = None,
-    ledger: Annotated[
-        Path | None, typer.Option("--ledger", dir_okay=False, help="Accuracy ledger to summarise in the manifest.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Build a plan: optimize, measure every candidate on this machine, keep the fastest that gives the same answers."""
-    with door(), Bars() as bars:
-        from trtdeploy.building import BuildConfig
-        from trtdeploy.building import build as run_build
-        from trtdeploy.tensors import parse_shape_option
-
-        base = BuildConfig.from_yaml(config) if config else BuildConfig()
-        given: dict[str, Any] = {
-            "runtime": runtime,
-            "profiles": (dict(map(parse_shape_option, shape)),) if shape else None,
-            "timing_cache": timing_cache,
-            "threads": threads,
-            "timing_rounds": timing_rounds,
-        }
-        values = {name: getattr(base, name) for name in BuildConfig.model_fields}
-        values |= {name: value for name, value in given.items() if value is not None}
-        plan = run_build(model, output, BuildConfig(**values), ledger=ledger, progress=bars.show)
-        bars.finish()
-        manifest = plan.manifest
-        if as_json:
-            print_json({"plan": str(plan.path), **manifest.model_dump(mode="json")})
-            return
-        typer.echo(
-            f"{plan.path}: {manifest.runtime.name} {manifest.runtime.version}, {manifest.plan_bytes / 1e6:.1f} MB"
-        )
-        if manifest.tactic is not None:
-            origin = "timing cache" if manifest.tactic.cached else "measured now"
-            for name, milliseconds in sorted(manifest.tactic.milliseconds.items(), key=lambda item: item[1]):
-                typer.echo(f"  {milliseconds:8.2f} ms  {name}")
-            for name, reason in manifest.tactic.rejected.items():
-                typer.echo(f"  {'-':>8}     {name}: {reason}")
-            typer.echo(f"  chosen: {manifest.tactic.name}, {manifest.tactic.threads} thread(s); {origin}")
 
 
 def inspect_command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,13 @@ from trtdeploy.tensors import Array
 _DLPACK_CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost: https://dmlc.github.io/dlpack/latest/c_api.html
 
 
-def as_host_arrays(inputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Return numpy views of numpy arrays and of anything with DLPack in host memory.
+def as_arrays(inputs: Mapping[str, Any], import_array: Callable[[str, Any], Any]) -> dict[str, Array]:
+    """Return numpy views of what lies in host memory; what lies on the engine's device becomes a device array.
+
+    Args:
+        inputs: Numpy, anything with DLPack, or with ``__cuda_array_interface__``.
+        import_array: Called with name and value of what is no numpy array; returns a device array, or None for what
+            does not lie on the engine's device.
 
     Raises:
         DtypeError: An input is no array, or lies on a device that this engine does not run on.
@@ -24,7 +29,11 @@ def as_host_arrays(inputs: Mapping[str, Any]) -> dict[str, Array]:
             f"Inputs must be a dict of arrays by name, got {type(inputs).__name__}.",
             hint='Call infer({"input": array}); engine.inputs lists the names.',
         )
-    return {name: _as_host_array(name, value) for name, value in inputs.items()}
+    arrays: dict[str, Array] = {}
+    for name, value in inputs.items():
+        imported = None if isinstance(value, np.ndarray) else import_array(name, value)
+        arrays[name] = _as_host_array(name, value) if imported is None else imported
+    return arrays
 
 
 def _as_host_array(name: str, value: Any) -> Array:

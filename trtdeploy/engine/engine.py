@@ -12,14 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from trtdeploy.engine.arrays import as_host_arrays
+import numpy as np
+
+from trtdeploy.engine.arrays import as_arrays
 from trtdeploy.engine.lease import Lease
 from trtdeploy.engine.memory import MemoryReport
 from trtdeploy.engine.pool import FairPool
 from trtdeploy.errors import UsageError
 from trtdeploy.plan import Manifest, read_manifest, read_plan
 from trtdeploy.runtimes import get_runtime
-from trtdeploy.runtimes.base import LoadedEngine
+from trtdeploy.runtimes.base import ExecutionContext, LoadedEngine, Pending
+from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.tensors import Array, TensorSpec, check_inputs
 
 
@@ -45,7 +48,7 @@ class Engine:
         self._timeout_s = _checked_seconds(timeout_s)
         self.manifest = manifest
         self._loaded = loaded
-        self._contexts = [loaded.create_context() for _ in range(contexts)]
+        self._contexts = _make_contexts(loaded, contexts)
         self._pool = FairPool(range(contexts), what="execution context")
         self._queue = FairPool(range(contexts + queue_size), what="place in the queue")
         self._executor = ThreadPoolExecutor(contexts, thread_name_prefix="trtdeploy-engine")
@@ -63,6 +66,7 @@ class Engine:
         threads: int | None = None,
         timeout_s: float | None = 30.0,
         queue_size: int = 256,
+        options: LoadOptions | None = None,
     ) -> Engine:
         """Load a plan.
 
@@ -73,27 +77,32 @@ class Engine:
                 the contexts.
             timeout_s: How long a request waits for a context before it fails; 0 does not wait, None waits for ever.
             queue_size: How many requests of ``submit`` and ``ainfer`` may wait for a context.
+            options: Which GPU, how much memory and what else a plan for a GPU leaves open; ``threads`` wins over its
+                own.
 
         Raises:
             PlanCorruptError: Plan or manifest is missing, damaged, or they do not belong together.
             PlanIncompatibleError: The plan was built for another runtime version or another machine.
-            RuntimeUnavailableError: The plan's runtime is not installed.
-            UsageError: An argument is out of range.
+            RuntimeUnavailableError: The plan's runtime is not installed, or the machine lacks what it needs.
+            UsageError: An argument is out of range, or means nothing to the plan's runtime.
         """
         if contexts < 1 or queue_size < 0 or (threads is not None and threads < 1):
             raise UsageError(
                 f"contexts={contexts}, threads={threads} and queue_size={queue_size}: contexts and threads must be at "
                 "least 1, queue_size at least 0."
             )
+        options = options or LoadOptions()
+        if threads is not None:
+            options = options.model_copy(update={"threads": threads})
         # The manifest first: it says which runtime may see the bytes, and whether at all.
         manifest = read_manifest(path)
-        get_runtime(manifest.runtime.name).check(manifest)
+        get_runtime(manifest.runtime.name).check(manifest, options)
         content, manifest = read_plan(path)
         runtime = get_runtime(manifest.runtime.name)
-        runtime.check(manifest)  # again: both files may have been replaced by others since
-        if threads is None and contexts > 1 and manifest.tactic is not None:
-            threads = max(1, manifest.tactic.threads // contexts)
-        loaded = runtime.load(content, manifest, threads=threads)
+        runtime.check(manifest, options)  # again: both files may have been replaced by others since
+        if options.threads is None and contexts > 1 and manifest.tactic is not None:
+            options = options.model_copy(update={"threads": max(1, manifest.tactic.threads // contexts)})
+        loaded = runtime.load(content, manifest, options)
         return cls(loaded, manifest, contexts=contexts, timeout_s=timeout_s, queue_size=queue_size)
 
     @property
@@ -139,14 +148,21 @@ class Engine:
         """
         seconds = self._seconds(timeout_s)
         deadline = _deadline(seconds)
-        arrays = self._snapshot(inputs)
-        return self._dispatch(arrays, self._queue.acquire(seconds), deadline, seconds)
+        arrays = self._check(inputs)
+        started = self._start_at_once(arrays)
+        if started is not None:
+            return started
+        return self._dispatch(_copied(arrays), self._queue.acquire(seconds), deadline, seconds)
 
     async def ainfer(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> dict[str, Array]:
         """Run once without blocking the event loop. Raises what ``infer`` raises."""
         seconds = self._seconds(timeout_s)
         deadline = _deadline(seconds)
-        arrays = self._snapshot(inputs)
+        arrays = self._check(inputs)
+        started = self._start_at_once(arrays)
+        if started is not None:
+            return await asyncio.wrap_future(started)
+        arrays = _copied(arrays)
         waiter = self._queue.request()
         try:
             # not through the event loop where there is a place: with a timeout of 0 that would be too late
@@ -192,6 +208,7 @@ class Engine:
             inputs=self.inputs,
             outputs=self.outputs,
             profiles=self.manifest.profiles,
+            import_array=self._loaded.import_array,
         )
         try:
             yield lease
@@ -243,10 +260,7 @@ class Engine:
         self.close()
 
     def _check(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        return check_inputs(as_host_arrays(inputs), self.inputs, self.manifest.profiles)
-
-    def _snapshot(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        return {name: array.copy() for name, array in self._check(inputs).items()}
+        return check_inputs(as_arrays(inputs, self._loaded.import_array), self.inputs, self.manifest.profiles)
 
     def _seconds(self, timeout_s: Timeout) -> float | None:
         return self._timeout_s if isinstance(timeout_s, _EngineDefault) else _checked_seconds(timeout_s)
@@ -258,6 +272,35 @@ class Engine:
             if slot is not None:
                 self._queued_bytes.pop(slot, None)  # from here on they are in flight
             return self._contexts[index].execute(arrays)
+        finally:
+            self._in_flight_bytes[index] = 0
+            self._pool.release(index)
+
+    def _start_at_once(self, arrays: dict[str, Array]) -> Future[dict[str, Array]] | None:
+        """Start an inference in the caller's thread if the device computes by itself and a context is free now.
+
+        That copies the inputs to where the device reads them, so no other copy is needed; a worker only sleeps until
+        the end. None where somebody waits already, or no context is free.
+        """
+        if not self._loaded.asynchronous or self._queued_bytes:
+            return None
+        index = self._pool.take()
+        if index is None:
+            return None
+        try:
+            self._in_flight_bytes[index] = _nbytes(arrays)
+            pending = self._contexts[index].start(arrays)
+            return self._executor.submit(self._finish, index, pending)
+        except BaseException as error:
+            self._in_flight_bytes[index] = 0
+            self._pool.release(index)
+            if isinstance(error, RuntimeError):  # the executor has been shut down meanwhile
+                raise self._pool.closed_error() from None
+            raise
+
+    def _finish(self, index: int, pending: Pending) -> dict[str, Array]:
+        try:
+            return pending.wait()
         finally:
             self._in_flight_bytes[index] = 0
             self._pool.release(index)
@@ -307,6 +350,24 @@ class Engine:
         finally:
             for future in running:
                 future.cancel()
+
+
+def _make_contexts(loaded: LoadedEngine, count: int) -> list[ExecutionContext]:
+    """Make all contexts or none: memory for the last one may be lacking."""
+    made: list[ExecutionContext] = []
+    try:
+        made.extend(loaded.create_context() for _ in range(count))
+    except BaseException:
+        for context in made:
+            context.close()
+        loaded.close()
+        raise
+    return made
+
+
+def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Copy host arrays; what lies on a device stays where it is, and its owner waits."""
+    return {name: array.copy() if isinstance(array, np.ndarray) else array for name, array in arrays.items()}
 
 
 def _failed(error: Exception) -> Future[dict[str, Array]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from trtdeploy.engine.arrays import as_host_arrays
+from trtdeploy.engine.arrays import as_arrays
 from trtdeploy.errors import DtypeError, EngineClosedError, InputError, InputNameError, ShapeError
 from trtdeploy.runtimes.base import ExecutionContext
 from trtdeploy.tensors import Array, Profile, TensorSpec, check_inputs
@@ -30,10 +30,12 @@ class Lease:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         profiles: Sequence[Profile],
+        import_array: Callable[[str, Any], Any],
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self._profiles = profiles
+        self._import_array = import_array
         self._context: ExecutionContext | None = context
 
     def execute(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
@@ -45,7 +47,7 @@ class Lease:
             EngineClosedError: The lease has ended.
         """
         context = self._live_context()
-        return context.execute(check_inputs(as_host_arrays(inputs), self.inputs, self._profiles))
+        return context.execute(check_inputs(as_arrays(inputs, self._import_array), self.inputs, self._profiles))
 
     def execute_into(self, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
         """Run once and write every output into an array of the caller: nothing is allocated or copied.
@@ -61,7 +63,7 @@ class Lease:
             EngineClosedError: The lease has ended.
         """
         context = self._live_context()
-        arrays = check_inputs(as_host_arrays(inputs), self.inputs, self._profiles)
+        arrays = check_inputs(as_arrays(inputs, self._import_array), self.inputs, self._profiles)
         if set(outputs) != {spec.name for spec in self.outputs}:
             raise InputNameError(
                 f"Output arrays {sorted(outputs)} were given; this engine gives {sorted(s.name for s in self.outputs)}."

@@ -55,6 +55,17 @@ class FairPool(Generic[T]):
                 self.release(waiter.result())
             raise
 
+    def take(self) -> T | None:
+        """Return an item if one is free now and nobody waits for it, else None; ``release`` it afterwards.
+
+        Raises:
+            EngineClosedError: The pool was closed.
+        """
+        with self._condition:
+            if self._closed:
+                raise self.closed_error()
+            return self._free.popleft() if self._free and not self._waiting else None
+
     def request(self) -> Future[T]:
         """Return a future of an item; cancel it to stop waiting, else ``release`` its result."""
         waiter: Future[T] = Future()

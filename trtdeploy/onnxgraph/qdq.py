@@ -57,19 +57,36 @@ class QuantizationCount:
 
 def count_quantized(model: onnx.ModelProto) -> QuantizationCount:
     """Count layers with constant weights, those of them that Q/DQ quantizes, and all DequantizeLinear nodes."""
-    graph = Graph(model.graph)
-    weighted = quantized = 0
-    for node in model.graph.node:
-        if node.op_type not in WEIGHTED_OPS:
-            continue
-        from_dq = [graph.maker(name, "DequantizeLinear") is not None for name in node.input[:2]]
-        constant = [_is_constant_weight(graph, name) for name in node.input[:2]]
-        if not any(constant):
-            continue
-        weighted += 1
-        quantized += all(from_dq)
+    nodes = quantized_nodes(model)
     pairs = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
-    return QuantizationCount(weighted, quantized, pairs)
+    return QuantizationCount(len(nodes), sum(nodes.values()), pairs)
+
+
+def quantized_nodes(model: onnx.ModelProto) -> dict[str, bool]:
+    """Return every layer with constant weights, by node name, and whether Q/DQ is on its input and its weights."""
+    graph = Graph(model.graph)
+    quantized: dict[str, bool] = {}
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED_OPS and any(_is_constant_weight(graph, name) for name in node.input[:2]):
+            from_dq = [graph.maker(name, "DequantizeLinear") is not None for name in node.input[:2]]
+            quantized[node_name(node)] = all(from_dq)
+    return quantized
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """Return the node's name, or, as names are optional in ONNX, that of its first output."""
+    return node.name or next((name for name in node.output if name), "")
+
+
+def with_named_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with a name on every node, so that whatever refers to a node can say which."""
+    if all(node.name for node in model.graph.node):
+        return model
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    for node in named.graph.node:
+        node.name = node_name(node)
+    return named
 
 
 def fold_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from trtdeploy.errors import RuntimeUnavailableError
+from trtdeploy.errors import UsageError
 from trtdeploy.runtimes.base import Runtime
 
 
 def get_runtime(name: str) -> Runtime:
-    """Return a runtime by name; ``auto`` takes the best one that this machine has.
+    """Return a runtime by name; ``auto`` takes the best one that builds and runs plans on this machine.
 
     Raises:
-        RuntimeUnavailableError: Its library is not installed, or this version of trtdeploy cannot drive it.
+        RuntimeUnavailableError: Its library is not installed.
+        UsageError: There is no runtime of this name.
     """
-    if name in ("auto", "onnxruntime"):
+    if name == "auto":
+        name = _best_here()
+    if name == "onnxruntime":
         from trtdeploy.runtimes.onnxruntime.runtime import OnnxRuntime
 
         return OnnxRuntime()
-    raise RuntimeUnavailableError(
-        f"The runtime {name!r} cannot be used by this version of trtdeploy.", hint="Use --runtime onnxruntime."
-    )
+    if name in ("tensorrt", "tensorrt-rtx"):
+        from trtdeploy.runtimes.tensorrt.runtime import TensorRTRuntime
+
+        return TensorRTRuntime.find(name)
+    raise UsageError(f"There is no runtime {name!r}.", hint="Choose auto, onnxruntime, tensorrt or tensorrt-rtx.")
+
+
+def _best_here() -> str:
+    """Prefer a TensorRT whose plans can run here: that needs the library and a GPU which it supports."""
+    from trtdeploy.runtimes.tensorrt.runtime import TensorRTRuntime
+
+    for name in ("tensorrt", "tensorrt-rtx"):
+        if TensorRTRuntime.runs_here(name):
+            return name
+    return "onnxruntime"

@@ -9,12 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from trtdeploy.errors import InferenceError
 from trtdeploy.plan import DeviceFacts, Manifest, PrecisionFacts, TacticFacts
-from trtdeploy.runtimes.config import BuildConfig
-from trtdeploy.tensors import Array
-from trtdeploy.timing_cache import TimingCache
+from trtdeploy.runtimes.config import BuildConfig, LoadOptions
+from trtdeploy.tensors import Array, ShapeRange
 
 if TYPE_CHECKING:
     from trtdeploy.onnxgraph.source import SourceModel
@@ -25,12 +25,33 @@ BuildProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """What a build hands back: the runtime's own bytes, and facts for the manifest."""
+    """What a build hands back: the runtime's own bytes, and facts for the manifest.
+
+    Attributes:
+        content: The plan.
+        device: What it was built for.
+        precision: What of it runs in INT8.
+        tactic: The implementation that was measured as fastest, where the runtime says so.
+        profiles: The shape ranges that it covers; none where it accepts whatever the model does.
+    """
 
     content: bytes
     device: DeviceFacts
     precision: PrecisionFacts
     tactic: TacticFacts | None
+    profiles: tuple[dict[str, ShapeRange], ...]
+
+
+class Pending(ABC):
+    """An inference that has been started."""
+
+    @abstractmethod
+    def wait(self) -> dict[str, Array]:
+        """Sleep until it has ended and return its outputs, new arrays that nothing else refers to; call it once.
+
+        Raises:
+            InferenceError: The runtime failed.
+        """
 
 
 class ExecutionContext(ABC):
@@ -43,6 +64,14 @@ class ExecutionContext(ABC):
         Raises:
             InferenceError: The runtime failed; its own message is included.
         """
+
+    def start(self, inputs: Mapping[str, Array]) -> Pending:
+        """Begin an inference and return at once; the inputs have been copied. Only if ``LoadedEngine.asynchronous``.
+
+        Raises:
+            InferenceError: The runtime failed.
+        """
+        raise InferenceError(f"{type(self).__name__} cannot start an inference without waiting for it.")
 
     @abstractmethod
     def execute_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
@@ -58,11 +87,25 @@ class ExecutionContext(ABC):
 
 
 class LoadedEngine(ABC):
-    """A deserialized plan. Making contexts is thread-safe."""
+    """A deserialized plan. Making contexts is thread-safe.
+
+    Attributes:
+        asynchronous: Whether its contexts have ``start``: a device computes, and no thread has to.
+    """
+
+    asynchronous: bool = False
 
     @abstractmethod
     def create_context(self) -> ExecutionContext:
         """Make a context."""
+
+    def import_array(self, name: str, value: Any) -> Any:
+        """Return a view of an array on the engine's device, with dtype, shape and nbytes; None for anything else.
+
+        Raises:
+            DtypeError: It lies on a device, but not so that it can be read in place.
+        """
+        return None
 
     @abstractmethod
     def memory(self) -> dict[str, int]:
@@ -89,7 +132,6 @@ class Runtime(ABC):
         source: SourceModel,
         config: BuildConfig,
         *,
-        cache: TimingCache | None = None,
         progress: BuildProgress | None = None,
     ) -> BuiltPlan:
         """Compile a model.
@@ -100,22 +142,24 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def check(self, manifest: Manifest) -> None:
+    def check(self, manifest: Manifest, options: LoadOptions) -> None:
         """Say whether plans of this manifest can run here, before any byte of one is read.
 
         Raises:
             PlanIncompatibleError: The plan was built for another version or another machine.
+            RuntimeUnavailableError: The machine lacks what every plan of this runtime needs, a GPU for example.
         """
 
     @abstractmethod
-    def load(self, content: bytes, manifest: Manifest, *, threads: int | None = None) -> LoadedEngine:
+    def load(self, content: bytes, manifest: Manifest, options: LoadOptions) -> LoadedEngine:
         """Deserialize a plan that passed ``check``.
 
         Args:
             content: The plan's bytes, equal to what the manifest's digest says.
             manifest: Its manifest.
-            threads: Threads of one inference, on a CPU; None takes what the build measured as fastest.
+            options: How to load it.
 
         Raises:
             PlanCorruptError: The runtime cannot read it.
+            UsageError: The runtime cannot honour an option.
         """

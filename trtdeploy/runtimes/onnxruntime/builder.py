@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 
 import trtdeploy
-from trtdeploy.errors import BuildError, ModelError, UsageError
+from trtdeploy.errors import BuildError, ModelError, TimingCacheError, UsageError
 from trtdeploy.onnxgraph.qdq import QuantizationCount, count_quantized
 from trtdeploy.onnxgraph.source import SourceModel
 from trtdeploy.plan import DeviceFacts, PrecisionFacts, TacticFacts
@@ -84,6 +84,7 @@ def build_plan(
             rejected=rejected,
             cached=cached,
         ),
+        profiles=config.profiles,
     )
 
 
@@ -155,6 +156,13 @@ def _timings(
     known = cache.read() if cache else {}
     if all(key in known for key in keys.values()):
         return {name: known[key] for name, key in keys.items()}, True
+    if cache and cache.mode == "verify":
+        missing = [name for name, key in keys.items() if key not in known]
+        raise TimingCacheError(
+            f"The timing cache {cache.path} lacks {len(missing)} of {len(keys)} timings ({missing[0]}), and mode "
+            "'verify' forbids to measure them.",
+            hint="Build once with --timing-cache-mode update, on this machine and version.",
+        )
     # Timings of different runs are not comparable on a machine whose speed drifts: measure all anew.
     sessions = {candidate.key: make_session(candidate.content, threads=candidate.threads) for candidate in candidates}
     measured = median_milliseconds(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import onnxruntime
 
-from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError
+from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, UsageError
 from trtdeploy.plan import Manifest
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan, LoadedEngine, Runtime
-from trtdeploy.runtimes.config import BuildConfig
+from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name
 from trtdeploy.runtimes.onnxruntime.engine import OnnxRuntimeEngine
 from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
@@ -33,15 +33,18 @@ class OnnxRuntime(Runtime):
         source: SourceModel,
         config: BuildConfig,
         *,
-        cache: TimingCache | None = None,
         progress: BuildProgress | None = None,
     ) -> BuiltPlan:
         # onnx is needed to build, not to load: services start faster without it
         from trtdeploy.runtimes.onnxruntime.builder import build_plan
 
+        config.refuse_options_of("tensorrt", runtime="ONNX Runtime")
+        cache = None
+        if config.timing_cache is not None:
+            cache = TimingCache(config.timing_cache, mode=config.timing_cache_mode)
         return build_plan(source, config, cache=cache, progress=progress)
 
-    def check(self, manifest: Manifest) -> None:
+    def check(self, manifest: Manifest, options: LoadOptions) -> None:
         hint = f"Build it again on this machine from {manifest.onnx.file}: trtdeploy build {manifest.onnx.file} -o PLAN"
         if manifest.runtime.version != self.version:
             raise PlanIncompatibleError(
@@ -57,7 +60,14 @@ class OnnxRuntime(Runtime):
                 hint=hint,
             )
 
-    def load(self, content: bytes, manifest: Manifest, *, threads: int | None = None) -> LoadedEngine:
+    def load(self, content: bytes, manifest: Manifest, options: LoadOptions) -> LoadedEngine:
+        foreign = options.model_dump(exclude_defaults=True, exclude={"threads"})
+        if foreign:
+            raise UsageError(
+                f"The plan runs on the CPU, by ONNX Runtime; {', '.join(sorted(foreign))} are options of a GPU plan.",
+                hint="Leave them out.",
+            )
+        threads = options.threads
         if threads is None:
             threads = manifest.tactic.threads if manifest.tactic else 1
         try:

@@ -1,0 +1,157 @@
+"""Arrays on a GPU: what other libraries hand in, read where it lies.
+
+Two protocols are in use: ``__cuda_array_interface__`` version 3
+(https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html) and DLPack
+(https://dmlc.github.io/dlpack/latest/python_spec.html).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trtdeploy.cuda.device import Device
+from trtdeploy.cuda.streams import Stream
+from trtdeploy.errors import DtypeError
+
+_KDL_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+_DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 6: "bool"}
+
+
+class DeviceArray:
+    """A contiguous array in a GPU's memory that somebody else owns.
+
+    Attributes:
+        address: Where it begins.
+        shape: Its shape.
+        dtype: Numpy's data type.
+        owner: Keeps the memory alive.
+    """
+
+    def __init__(self, address: int, shape: Sequence[int], dtype: np.dtype[Any], owner: object) -> None:
+        self.address = address
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.owner = owner
+
+    @property
+    def nbytes(self) -> int:
+        """Its length in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def ndim(self) -> int:
+        """Its rank."""
+        return len(self.shape)
+
+
+def import_device_array(name: str, value: Any, device: Device, stream: Stream) -> DeviceArray | None:
+    """Return a view of a GPU array; None for anything that does not lie on a GPU.
+
+    Args:
+        name: What a message calls it.
+        value: An object with ``__cuda_array_interface__`` or with DLPack.
+        device: Where it has to lie.
+        stream: Made to wait for the work that still writes the array, as far as its owner says which.
+
+    Raises:
+        DtypeError: It lies on another GPU, is not contiguous, or has a type that numpy has not.
+    """
+    if hasattr(value, "__cuda_array_interface__"):
+        return _from_interface(name, value, device, stream)
+    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
+        kind, ordinal = value.__dlpack_device__()
+        if int(kind) not in _KDL_CUDA:
+            return None
+        if int(ordinal) != device.ordinal:
+            raise DtypeError(
+                f"Input {name!r} lies on GPU {int(ordinal)}; this engine runs on GPU {device.ordinal}.",
+                hint="Copy it there first.",
+            )
+        return _from_dlpack(name, value, stream)
+    return None
+
+
+def _from_interface(name: str, value: Any, device: Device, stream: Stream) -> DeviceArray:
+    interface = value.__cuda_array_interface__
+    shape = tuple(interface["shape"])
+    dtype = np.dtype(interface["typestr"])
+    _require_contiguous(name, shape, interface.get("strides"), dtype.itemsize)
+    address = int(interface["data"][0])
+    device.use()
+    attributes = device.api.call("cudaPointerGetAttributes", address) if address else None
+    if attributes is not None and int(attributes.device) != device.ordinal:
+        raise DtypeError(
+            f"Input {name!r} lies on GPU {attributes.device}; this engine runs on GPU {device.ordinal}.",
+            hint="Copy it there first.",
+        )
+    producer = interface.get("stream")
+    if producer is not None:
+        # 0 is not allowed there; 1 and 2 name the default streams, as CUDA itself does
+        stream.wait_for_stream(int(producer))
+    return DeviceArray(address, shape, dtype, value)
+
+
+def _require_contiguous(name: str, shape: Sequence[int], strides: Sequence[int] | None, itemsize: int) -> None:
+    if strides is None:
+        return
+    expected = itemsize
+    for size, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
+        if size > 1 and stride != expected:
+            raise DtypeError(f"Input {name!r} is not contiguous.", hint="Make it so: array.contiguous() or similar.")
+        expected *= size
+
+
+class _DLDevice(ctypes.Structure):
+    _fields_ = (("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32))
+
+
+class _DLDataType(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", _DLDevice),
+        ("ndim", ctypes.c_int32),
+        ("dtype", _DLDataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+def _from_dlpack(name: str, value: Any, stream: Stream) -> DeviceArray:
+    try:
+        # the producer makes our stream wait for its own
+        capsule = value.__dlpack__(stream=stream.handle)
+    except (RuntimeError, TypeError, ValueError, BufferError) as error:
+        raise DtypeError(f"Input {name!r} cannot be read through DLPack: {error}.") from error
+    return read_capsule(name, capsule)
+
+
+def read_capsule(name: str, capsule: Any) -> DeviceArray:
+    """Read an unversioned DLPack capsule. It is not consumed: it frees the array when it is dropped itself.
+
+    Raises:
+        DtypeError: The array is not contiguous, or has a type that numpy has not.
+    """
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype = ctypes.c_void_p
+    get_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+    pointer = get_pointer(capsule, b"dltensor")
+    tensor = ctypes.cast(pointer, ctypes.POINTER(_DLTensor)).contents
+    kind = _DLPACK_KINDS.get(tensor.dtype.code)
+    if kind is None or tensor.dtype.lanes != 1:
+        raise DtypeError(f"Input {name!r} has a DLPack type (code {tensor.dtype.code}) that numpy has not.")
+    dtype = np.dtype("bool" if kind == "bool" else f"{kind}{tensor.dtype.bits}")
+    shape = tuple(tensor.shape[index] for index in range(tensor.ndim))
+    strides = None
+    if tensor.strides:
+        strides = [tensor.strides[index] * dtype.itemsize for index in range(tensor.ndim)]
+    _require_contiguous(name, shape, strides, dtype.itemsize)
+    return DeviceArray(int(tensor.data or 0) + int(tensor.byte_offset), shape, dtype, capsule)

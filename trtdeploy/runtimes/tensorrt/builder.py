@@ -1,0 +1,212 @@
+"""Building a plan with TensorRT."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trtdeploy.errors import BuildError, ModelError, RuntimeUnavailableError, TimingCacheError
+from trtdeploy.onnxgraph.macs import macs_by_node
+from trtdeploy.onnxgraph.qdq import quantized_nodes
+from trtdeploy.onnxgraph.quantization_check import require_quantization
+from trtdeploy.plan import DeviceFacts, PrecisionFacts
+from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
+from trtdeploy.runtimes.config import BuildConfig
+from trtdeploy.runtimes.tensorrt.bindings import Bindings
+from trtdeploy.runtimes.tensorrt.implicit import set_dynamic_ranges
+from trtdeploy.runtimes.tensorrt.messages import Capture
+from trtdeploy.runtimes.tensorrt.network import ParsedNetwork, parse
+from trtdeploy.runtimes.tensorrt.options import apply_options, load_plugins
+from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, facts_from_network, inspect_engine, require_int8
+from trtdeploy.runtimes.tensorrt.profiles import Profiles, add_profiles, profiles_for
+from trtdeploy.runtimes.tensorrt.progress import Cancellation, make_monitor, run_cancellable
+from trtdeploy.runtimes.tensorrt.timing import TimingBlobs
+from trtdeploy.timing_cache import BlobCache
+
+if TYPE_CHECKING:
+    import tensorrt
+
+    from trtdeploy.onnxgraph.source import SourceModel
+
+logger = logging.getLogger(__name__)
+
+# TensorRT's builder is not safe for several threads of one process: concurrent builds with a warm timing cache crash.
+_ONE_BUILD_PER_PROCESS = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the plan is for.
+
+    Attributes:
+        device: For the manifest.
+        obstacle: Why the finished plan cannot be loaded here to be asked; None where it can.
+        cache: Timing cache of this machine, version and device, if there is one.
+    """
+
+    device: DeviceFacts
+    obstacle: str | None
+    cache: BlobCache | None
+
+
+def build_plan(
+    bindings: Bindings, source: SourceModel, config: BuildConfig, target: Target, *, progress: BuildProgress | None
+) -> BuiltPlan:
+    """Compile a model; see ``Runtime.build``. Ctrl-C cancels the build."""
+    cancellation = Cancellation()
+
+    def work() -> BuiltPlan:
+        with _ONE_BUILD_PER_PROCESS:
+            return _build(bindings, source, config, target, progress, cancellation)
+
+    return run_cancellable(work, cancellation)
+
+
+def _build(
+    bindings: Bindings,
+    source: SourceModel,
+    config: BuildConfig,
+    target: Target,
+    progress: BuildProgress | None,
+    cancellation: Cancellation,
+) -> BuiltPlan:
+    load_plugins(config)
+    require_quantization(source.proto)
+    parsed = parse(bindings, source, strongly_typed=not config.implicit)
+    network = parsed.network
+    builder_config = parsed.builder.create_builder_config()
+    apply_options(bindings, config, builder_config)
+    profiles = profiles_for(network, config)
+    add_profiles(parsed.builder, network, builder_config, profiles)
+    layers = _weighted_layers(source, profiles)
+    if config.implicit:
+        layers = set_dynamic_ranges(bindings, network, builder_config, config, layers)
+    from_network = facts_from_network(network, layers, why=target.obstacle or "it was not asked.")
+    asked_for_int8 = bool(layers.quantized)
+    if asked_for_int8 and not config.implicit:
+        require_int8(from_network, model=str(source.path))
+    monitor = make_monitor(bindings.trt, progress, cancellation)
+    builder_config.progress_monitor = monitor
+    with bindings.messages.capture() as capture:
+        blobs = TimingBlobs(bindings)
+        timing = _attach_timing_cache(bindings, builder_config, config, target, blobs)
+        content = _compile(bindings, parsed, builder_config, monitor, cancellation, capture, source, target.obstacle)
+        if timing is not None and target.cache is not None:
+            target.cache.merge(bytes(timing.serialize()), blobs.combine, blobs.entries)
+    precision = from_network
+    if target.obstacle is None:
+        precision = _ask_engine(bindings, content, layers, from_network)
+        if asked_for_int8:
+            require_int8(precision, model=str(source.path))
+    return BuiltPlan(content=content, device=target.device, precision=precision, tactic=None, profiles=profiles)
+
+
+def _compile(
+    bindings: Bindings,
+    parsed: ParsedNetwork,
+    builder_config: tensorrt.IBuilderConfig,
+    monitor: tensorrt.IProgressMonitor,
+    cancellation: Cancellation,
+    capture: Capture,
+    source: SourceModel,
+    obstacle: str | None,
+) -> bytes:
+    title = f"{bindings.flavour.title} {bindings.version}"
+    try:
+        serialized: tensorrt.IHostMemory | None = parsed.builder.build_serialized_network(
+            parsed.network, builder_config
+        )
+    except (RuntimeError, MemoryError) as error:
+        raise BuildError(f"{title} failed on {source.path}: {error}.", log_lines=capture.lines) from error
+    failure = getattr(monitor, "failure", None)
+    if failure is not None:
+        raise failure
+    if serialized is None:
+        if cancellation.wanted:
+            raise BuildError(f"The build of {source.path} was cancelled.")
+        if capture.mentions("timing cache") and capture.mentions("miss"):
+            raise TimingCacheError(
+                f"{title} would have to time a tactic that the timing cache lacks, and mode 'verify' forbids it.",
+                hint="Build once with --timing-cache-mode update, on this machine and version.",
+                log_lines=capture.errors,
+            )
+        if obstacle is not None and capture.mentions("CUDA_SUCCESS"):
+            raise RuntimeUnavailableError(
+                f"{title} needs a GPU to build {source.path} with these options. {obstacle}",
+                hint="Of the options, refit (all, identical) and strip-weights are known to need one; or build there.",
+                log_lines=capture.errors,
+            )
+        raise BuildError(
+            f"{title} could not build {source.path}: {capture.errors[-1] if capture.errors else 'it gives no reason'}",
+            hint="Try other --shape ranges or fewer options; more is in the log below.",
+            log_lines=capture.lines,
+        )
+    return bytes(serialized)
+
+
+def _attach_timing_cache(
+    bindings: Bindings,
+    builder_config: tensorrt.IBuilderConfig,
+    config: BuildConfig,
+    target: Target,
+    blobs: TimingBlobs,
+) -> tensorrt.ITimingCache | None:
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = bindings.trt
+    if target.cache is None:
+        return None
+    timing = blobs.open(builder_config, target.cache.load(blobs.entries))
+    if not builder_config.set_timing_cache(timing, ignore_mismatch=False):
+        raise TimingCacheError(
+            f"TensorRT refuses the timing cache {config.timing_cache}: it comes from another device or version.",
+            hint="Name another file, or a folder: then each machine gets a file of its own.",
+        )
+    if config.timing_cache_mode == "verify":
+        if not hasattr(trt.BuilderFlag, "EDITABLE_TIMING_CACHE") or not hasattr(
+            trt.BuilderFlag, "ERROR_ON_TIMING_CACHE_MISS"
+        ):
+            raise TimingCacheError(
+                f"TensorRT {bindings.version} cannot verify a timing cache: that came with 10.8.",
+                hint="Use --timing-cache-mode read-only.",
+            )
+        builder_config.set_flag(trt.BuilderFlag.EDITABLE_TIMING_CACHE)
+        builder_config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+        builder_config.set_flag(trt.BuilderFlag.DISABLE_COMPILATION_CACHE)
+    return timing
+
+
+def _weighted_layers(source: SourceModel, profiles: Profiles) -> WeightedLayers:
+    """Count at the best served shapes; where shapes cannot be inferred, every layer counts alike."""
+    shapes = {spec.name: [1 if size < 0 else size for size in spec.shape] for spec in source.inputs}
+    shapes |= {name: list(ranges.opt) for profile in profiles[:1] for name, ranges in profile.items()}
+    quantized = quantized_nodes(source.proto)
+    try:
+        macs = macs_by_node(source.proto, shapes)
+    except ModelError as error:
+        logger.info("layers are counted, not multiply-accumulates: %s", error)
+        macs = {name: 1 for name, _ in quantized.items()}
+    return WeightedLayers(macs, frozenset(name for name, is_quantized in quantized.items() if is_quantized))
+
+
+def _ask_engine(
+    bindings: Bindings, content: bytes, layers: WeightedLayers, from_network: PrecisionFacts
+) -> PrecisionFacts:
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = bindings.trt
+    with bindings.messages.capture() as capture:
+        runtime = trt.Runtime(bindings.messages.logger)
+        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            reason = capture.errors[-1] if capture.errors else "it gives no reason"
+            return from_network.model_copy(
+                update={"note": f"{from_network.note} (It could not be loaded to be asked: {reason})"}
+            )
+        facts = inspect_engine(bindings, engine, layers)
+        del engine  # before its runtime
+    return facts

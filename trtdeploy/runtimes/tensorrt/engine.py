@@ -1,0 +1,157 @@
+"""A plan loaded into TensorRT: deserialization, what all contexts share, and the order of destruction."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from trtdeploy.cuda.arrays import DeviceArray, import_device_array
+from trtdeploy.cuda.device import Device
+from trtdeploy.cuda.memory import DevicePool
+from trtdeploy.cuda.streams import Stream
+from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, UsageError
+from trtdeploy.plan import Manifest
+from trtdeploy.runtimes.base import LoadedEngine
+from trtdeploy.runtimes.config import LoadOptions
+from trtdeploy.runtimes.tensorrt.arena import Arena
+from trtdeploy.runtimes.tensorrt.bindings import Bindings
+from trtdeploy.runtimes.tensorrt.context import TensorRTContext
+from trtdeploy.runtimes.tensorrt.execution_contexts import ContextFactory
+
+if TYPE_CHECKING:
+    import tensorrt
+
+# Memory that the pool keeps when its buffers are freed, so that a serving process allocates nothing in steady state.
+_KEPT_BYTES = 1 << 30
+_OTHER_VERSION = ("version", "Version tag", "expecting library version")
+_OTHER_DEVICE = ("incompatible device", "compute capability", "expecting compute")
+
+
+class TensorRTEngine(LoadedEngine):
+    """A deserialized plan on one GPU.
+
+    Args:
+        bindings: The library.
+        content: The plan.
+        manifest: Its manifest.
+        options: How to load it.
+        device: The GPU.
+    """
+
+    asynchronous = True
+
+    def __init__(
+        self, bindings: Bindings, content: bytes, manifest: Manifest, options: LoadOptions, device: Device
+    ) -> None:
+        if options.runtime_cache is not None and bindings.flavour.name != "tensorrt-rtx":
+            raise UsageError(
+                f"{bindings.flavour.title} compiles nothing at run time: runtime_cache means nothing to it.",
+                hint="Leave it out.",
+            )
+        self._bindings = bindings
+        self._options = options
+        self._manifest = manifest
+        self._device = device
+        self._lock = threading.Lock()
+        device.use()
+        self._runtime, self._engine = _deserialize(bindings, content, options)
+        self._plan_bytes = len(content)
+        _set_weight_streaming(self._engine, options)
+        self._pool = DevicePool(device, release_threshold_bytes=_KEPT_BYTES)
+        self._import_stream = Stream(device)
+        self._factory = ContextFactory(bindings, self._engine, options, device)
+        self._arena: Arena | None = None
+        if options.activations == "shared":
+            self._arena = Arena(device, self._pool, self._import_stream, self._factory.activation_bytes)
+        self._contexts: list[TensorRTContext] = []
+
+    def create_context(self) -> TensorRTContext:
+        with self._lock:
+            self._device.use()
+            context = TensorRTContext(
+                self._bindings,
+                self._engine,
+                self._factory.create(),
+                device=self._device,
+                pool=self._pool,
+                arena=self._arena,
+                cuda_graphs=0 if self._factory.captures_graphs_itself else self._options.cuda_graphs,
+                streams_weights=self._factory.streams_weights,
+            )
+            self._contexts.append(context)
+            return context
+
+    def import_array(self, name: str, value: Any) -> DeviceArray | None:
+        """Return a view of an array that lies on this GPU; None for what is no device array.
+
+        Raises:
+            DtypeError: It lies on another device, or is not contiguous.
+        """
+        return import_device_array(name, value, self._device, self._import_stream)
+
+    def memory(self) -> dict[str, int]:
+        with self._lock:
+            report = {"plan": self._plan_bytes, "device pool in use": self._pool.used_bytes}
+            report["device pool kept"] = self._pool.reserved_bytes - self._pool.used_bytes
+            if self._arena is not None:
+                report["shared activations (in the pool)"] = self._arena.nbytes
+            else:
+                report["activations of all contexts"] = self._factory.activation_bytes * len(self._contexts)
+            for number, context in enumerate(self._contexts):
+                for owner, nbytes in context.memory().items():
+                    report[f"context {number}: {owner}"] = nbytes
+        return report
+
+    def close(self) -> None:
+        with self._lock:
+            self._device.use()
+            self._factory.close()
+            self._contexts.clear()
+            if self._arena is not None:
+                self._arena.close()
+            # TensorRT's rule: contexts, then the engine, then the runtime. The contexts have been closed before.
+            del self._engine
+            del self._runtime
+            self._pool.close()
+            self._import_stream.close()
+
+
+def _deserialize(
+    bindings: Bindings, content: bytes, options: LoadOptions
+) -> tuple[tensorrt.Runtime, tensorrt.ICudaEngine]:
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = bindings.trt
+    title = f"{bindings.flavour.title} {bindings.version}"
+    with bindings.messages.capture() as capture:
+        runtime = trt.Runtime(bindings.messages.logger)
+        runtime.engine_host_code_allowed = options.host_code_allowed
+        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(content)
+        if engine is not None:
+            return runtime, engine
+        if capture.mentions("getEngineHostCodeAllowed"):
+            raise UsageError(
+                "The plan holds host code (it is version-compatible), and that was not allowed.",
+                hint="If you have built it yourself: LoadOptions(host_code_allowed=True).",
+                log_lines=capture.lines,
+            )
+        if any(capture.mentions(words) for words in (*_OTHER_VERSION, *_OTHER_DEVICE)):
+            raise PlanIncompatibleError(
+                f"{title} refuses the plan: it was built for another version or GPU.",
+                hint="Build it again on this machine.",
+                log_lines=capture.lines,
+            )
+        raise PlanCorruptError(f"{title} cannot deserialize the plan.", hint="Build it again.", log_lines=capture.lines)
+
+
+def _set_weight_streaming(engine: tensorrt.ICudaEngine, options: LoadOptions) -> None:
+    """Set how many bytes of weights stay on the GPU; it can only be changed before there are contexts."""
+    if options.weight_streaming_bytes is None:
+        return
+    if not engine.streamable_weights_size:
+        raise UsageError(
+            "The plan was not built with weight streaming: weight_streaming_bytes means nothing to it.",
+            hint="Leave it out, or build with --weight-streaming.",
+        )
+    engine.weight_streaming_budget_v2 = min(options.weight_streaming_bytes, engine.streamable_weights_size)

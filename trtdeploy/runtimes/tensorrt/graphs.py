@@ -1,0 +1,88 @@
+"""Running an enqueue as a CUDA graph where that is possible, and saying why where it is not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+
+from trtdeploy.cuda.device import Device
+from trtdeploy.cuda.graphs import GraphCache, capture
+from trtdeploy.cuda.streams import Stream
+from trtdeploy.errors import GraphCaptureError
+
+logger = logging.getLogger(__name__)
+
+_BEFORE_CAPTURE = 2
+"""Plain runs of a shape before it is captured: TensorRT prepares in the first, and a shape seen once may not return."""
+_REMEMBERED = 256
+
+
+class GraphRunner:
+    """Keeps the CUDA graphs of one context, one per profile, shapes and addresses.
+
+    Args:
+        device: The GPU.
+        capacity: How many graphs to keep; 0 captures none.
+    """
+
+    def __init__(self, device: Device, capacity: int) -> None:
+        self._cache = GraphCache(device, capacity) if capacity else None
+        self._seen: dict[Hashable, int] = {}
+        self._reason = "" if capacity else "cuda_graphs=0"
+
+    @property
+    def enabled(self) -> bool:
+        """Whether graphs are captured."""
+        return self._cache is not None and not self._reason
+
+    def forbid(self, reason: str) -> None:
+        """Capture nothing from now on; the reason is reported."""
+        if not self._reason:
+            self._reason = reason
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop all graphs: an address that they hold is no longer valid."""
+        self._seen.clear()
+        if self._cache is not None:
+            self._cache.clear()
+
+    def run(self, key: Hashable, stream: Stream, enqueue: Callable[[], bool]) -> bool:
+        """Enqueue: as a graph if this key has one, plainly otherwise.
+
+        Returns:
+            False if TensorRT refused.
+        """
+        if self._cache is None or self._reason:
+            return enqueue()
+        graph = self._cache.get(key)
+        if graph is not None:
+            self._cache.launch(graph, stream)
+            return True
+        count = self._seen.get(key, 0) + 1
+        if count <= _BEFORE_CAPTURE:
+            if len(self._seen) >= _REMEMBERED:
+                self._seen.clear()
+            self._seen[key] = count
+            return enqueue()
+        try:
+            graph = capture(stream, enqueue)
+        except GraphCaptureError as error:
+            self.forbid(error.message)
+            logger.info("no CUDA graphs: %s", error.message)
+            return enqueue()
+        self._cache.put(key, graph)
+        self._cache.launch(graph, stream)
+        return True
+
+    def report(self) -> dict[str, int | str]:
+        """Return counts, and the reason if there are no graphs."""
+        counts: dict[str, int | str] = dict(self._cache.counts()) if self._cache is not None else {}
+        if self._reason:
+            counts["reason"] = self._reason
+        return counts
+
+    def close(self) -> None:
+        """Release the graphs; nothing of them may be running."""
+        if self._cache is not None:
+            self._cache.clear()

@@ -1,0 +1,104 @@
+"""Optimization profiles: from the config, or by default from the model; checked, as TensorRT hardly does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from trtdeploy.errors import UsageError
+from trtdeploy.runtimes.config import BuildConfig
+from trtdeploy.tensors import ShapeRange, format_shape
+
+if TYPE_CHECKING:
+    import tensorrt
+
+_DEFAULT_BATCHES = (1, 8, 32)
+
+Profiles = tuple[dict[str, ShapeRange], ...]
+
+
+def profiles_for(network: tensorrt.INetworkDefinition, config: BuildConfig) -> Profiles:
+    """Return the profiles to build with; each has a range for every input that needs one.
+
+    Raises:
+        UsageError: A name is unknown, a range does not fit its input, or a dynamic input has no range.
+    """
+    inputs = _inputs(network)
+    for profile in config.profiles:
+        for name, shapes in profile.items():
+            _check_range(name, shapes, inputs)
+    needing = {name: tensor for name, tensor in inputs.items() if tensor.is_shape_tensor or _is_dynamic(tensor)}
+    if not needing:
+        return config.profiles
+    if not config.profiles:
+        return ({name: _default_range(name, tensor) for name, tensor in needing.items()},)
+    for number, profile in enumerate(config.profiles):
+        missing = sorted(set(needing) - set(profile))
+        if missing:
+            raise UsageError(
+                f"Profile {number} has no range for {', '.join(missing)}, whose size is dynamic.",
+                hint="Give each dynamic input a range: --shape NAME=MIN:OPT:MAX",
+            )
+    return config.profiles
+
+
+def add_profiles(
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    profiles: Sequence[Mapping[str, ShapeRange]],
+) -> None:
+    """Give TensorRT the profiles.
+
+    Raises:
+        UsageError: TensorRT refuses one, which it says by an index of -1 only.
+    """
+    inputs = _inputs(network)
+    for number, ranges in enumerate(profiles):
+        profile = builder.create_optimization_profile()
+        for name, shapes in ranges.items():
+            if inputs[name].is_shape_tensor:
+                profile.set_shape_input(name, shapes.min, shapes.opt, shapes.max)
+            else:
+                profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
+        if config.add_optimization_profile(profile) < 0:
+            shown = ", ".join(f"{name}={shapes}" for name, shapes in ranges.items())
+            raise UsageError(f"TensorRT refuses profile {number}: {shown}.", hint="Look at its ranges and names.")
+
+
+def _inputs(network: tensorrt.INetworkDefinition) -> dict[str, tensorrt.ITensor]:
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _dims(tensor: tensorrt.ITensor) -> tuple[int, ...]:
+    return tuple(int(size) for size in tensor.shape)
+
+
+def _is_dynamic(tensor: tensorrt.ITensor) -> bool:
+    return any(size < 0 for size in _dims(tensor))
+
+
+def _check_range(name: str, shapes: ShapeRange, inputs: Mapping[str, tensorrt.ITensor]) -> None:
+    if name not in inputs:
+        raise UsageError(f"--shape names input {name!r}; the model has {sorted(inputs)}.")
+    tensor = inputs[name]
+    if tensor.is_shape_tensor:
+        return
+    wanted = _dims(tensor)
+    if len(wanted) != len(shapes.min) or any(
+        size >= 0 and not low == high == size for size, low, high in zip(wanted, shapes.min, shapes.max, strict=True)
+    ):
+        raise UsageError(f"--shape {name}={shapes} does not fit the model's input {name} {format_shape(wanted)}.")
+
+
+def _default_range(name: str, tensor: tensorrt.ITensor) -> ShapeRange:
+    shape = _dims(tensor)
+    if tensor.is_shape_tensor or any(size < 0 for size in shape[1:]):
+        example = ":".join("x".join(str(size) if size >= 0 else letter for size in shape) for letter in "abc")
+        raise UsageError(
+            f"Input {name} {format_shape(shape)} has more dynamic sizes than the batch; no default can be right.",
+            hint=f"Give a range: --shape {name}={example or 'MIN:OPT:MAX'} with numbers for the letters.",
+        )
+    low, best, high = ((batch, *shape[1:]) for batch in _DEFAULT_BATCHES)
+    return ShapeRange(min=low, opt=best, max=high)

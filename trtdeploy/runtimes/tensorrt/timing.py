@@ -1,0 +1,88 @@
+"""TensorRT's timing cache as bytes: counting its entries, combining two of them, giving one to a build."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trtdeploy.errors import TimingCacheError
+from trtdeploy.runtimes.tensorrt.bindings import Bindings, load_bindings
+
+if TYPE_CHECKING:
+    import tensorrt
+
+_REFUSALS = ("Failed to deserialize timing cache", "Magic tag does not match", "Timing cache header mismatch")
+
+
+def combine_blobs(runtime_name: str, first: bytes, second: bytes) -> bytes:
+    """Merge two timing caches of one machine and version.
+
+    Raises:
+        RuntimeUnavailableError: The library is not installed, or cannot make a builder here.
+        TimingCacheError: One is no timing cache, or they do not belong together.
+    """
+    return TimingBlobs(load_bindings(runtime_name)).combine(first, second)
+
+
+class TimingBlobs:
+    """Reads timing caches with the library itself, the only one that knows their format."""
+
+    def __init__(self, bindings: Bindings) -> None:
+        self._bindings = bindings
+
+    def entries(self, blob: bytes) -> int:
+        """Return how many tactics a cache holds; 0 where this version cannot tell.
+
+        Raises:
+            TimingCacheError: TensorRT does not take it. It says so in its log only, and works on with an empty cache.
+        """
+        _builder, config = self._scratch()
+        cache = self.open(config, blob)
+        return len(cache.queryKeys()) if hasattr(cache, "queryKeys") else 0
+
+    def combine(self, first: bytes, second: bytes) -> bytes:
+        """Return ``first`` with what ``second`` adds.
+
+        Raises:
+            TimingCacheError: TensorRT refuses: another version, device or set of builder options.
+        """
+        _builder, config = self._scratch()
+        cache = self.open(config, first)
+        addition = self.open(config, second)
+        with self._bindings.messages.capture() as capture:
+            if not cache.combine(addition, ignore_mismatch=False):
+                raise TimingCacheError(
+                    f"{self._title} refuses to combine two timing caches: they come from other versions or devices.",
+                    log_lines=capture.lines,
+                )
+        return bytes(cache.serialize())
+
+    def open(self, config: tensorrt.IBuilderConfig, blob: bytes) -> tensorrt.ITimingCache:
+        """Make a cache from bytes; none at all make an empty one.
+
+        Raises:
+            TimingCacheError: TensorRT does not take them.
+        """
+        with self._bindings.messages.capture() as capture:
+            cache: tensorrt.ITimingCache | None = config.create_timing_cache(blob)
+            refusal = any(capture.mentions(words) for words in _REFUSALS)
+            if cache is None or (blob and refusal):
+                raise TimingCacheError(
+                    f"{self._title} does not take these {len(blob)} bytes as a timing cache.", log_lines=capture.lines
+                )
+            # A silent replacement by an empty cache shows in the size: an empty one is a header alone.
+            if blob and len(bytes(cache.serialize())) < len(blob):
+                raise TimingCacheError(f"{self._title} took only a part of a timing cache of {len(blob)} bytes.")
+        return cache
+
+    @property
+    def _title(self) -> str:
+        return f"{self._bindings.flavour.title} {self._bindings.version}"
+
+    def _scratch(self) -> tuple[tensorrt.Builder, tensorrt.IBuilderConfig]:
+        """Make a config to make caches with; its builder must live as long."""
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = self._bindings.trt
+        builder = trt.Builder(self._bindings.messages.logger)
+        return builder, builder.create_builder_config()

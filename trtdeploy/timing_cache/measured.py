@@ -1,0 +1,77 @@
+"""The tactics that were measured with ONNX Runtime, as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trtdeploy.errors import TimingCacheError
+from trtdeploy.files import atomic_write
+from trtdeploy.timing_cache.store import CacheMode, CacheStore
+
+
+class MeasuredTimings(BaseModel):
+    """The file's content.
+
+    Attributes:
+        milliseconds: Median by key.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    milliseconds: dict[str, Annotated[float, Field(gt=0)]]
+
+
+class TimingCache:
+    """Median milliseconds by key; a key names the runtime, its version, the device, the model, shapes and tactic.
+
+    Args:
+        path: The JSON file, which need not exist yet; in an existing folder the file ``onnxruntime.timing``.
+        timeout_s: How long to wait for the lock.
+        mode: Whether it may be changed; see ``CacheStore``.
+    """
+
+    def __init__(self, path: str | Path, *, timeout_s: float = 60.0, mode: CacheMode = "update") -> None:
+        self.path = Path(path) / "onnxruntime.timing" if Path(path).is_dir() else Path(path)
+        self.mode = mode
+        self._store = CacheStore(self.path, mode=mode, timeout_s=timeout_s)
+
+    def read(self) -> dict[str, float]:
+        """Return all timings. A file that is no timing cache is set aside with a warning, and counts as empty.
+
+        Raises:
+            TimingCacheError: The file cannot be read or locked, or the mode forbids to set it aside.
+        """
+        with self._store.locked():
+            return self._read()
+
+    def merge(self, milliseconds: Mapping[str, float]) -> None:
+        """Add timings, replacing those of the same key; modes that forbid changes write nothing.
+
+        Raises:
+            TimingCacheError: The file cannot be locked or written, or a timing is not finite and positive.
+        """
+        broken = [key for key, value in milliseconds.items() if not (math.isfinite(value) and value > 0)]
+        if broken:
+            raise TimingCacheError(f"Timings must be finite and positive; {broken[0]!r} is {milliseconds[broken[0]]}.")
+        if not self._store.writable:
+            return
+        with self._store.locked():
+            merged = {**self._read(), **milliseconds}
+            content = MeasuredTimings(milliseconds=dict(sorted(merged.items())))
+            atomic_write(self.path, content.model_dump_json(indent=1))
+
+    def _read(self) -> dict[str, float]:
+        content = self._store.read()
+        if content is None:
+            return {}
+        try:
+            return MeasuredTimings.model_validate_json(content).milliseconds
+        except ValidationError as error:
+            self._store.set_aside("corrupt", f"it is not a timing cache ({error.errors()[0]['msg']})")
+            return {}

@@ -116,10 +116,13 @@ def make_fake_tensorrt(
 
         def create_execution_context(
             self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
-        ) -> IExecutionContext:
+        ) -> IExecutionContext | None:
             with self._lock:  # TensorRT creates contexts one at a time
                 self._contexts += 1
-            context = IExecutionContext(self, strategy)
+            try:
+                context = IExecutionContext(self, strategy)
+            except MemoryError:
+                return None  # TensorRT logs the error and returns nothing
             trt.live_contexts.append(id(context))
             return context
 
@@ -145,25 +148,24 @@ def make_fake_tensorrt(
             # what the context needs of the engine, not the engine: it must be possible to destroy them in wrong order
             self._engine_ref = [engine]
             self._session = engine._session
-            self._user_managed = strategy is ExecutionContextAllocationStrategy.USER_MANAGED
-            self._scratch: tuple[int, int] | None = None
-            if not self._user_managed:
-                error, address = cudart.cudaMalloc(activation_bytes)
-                if int(error):
-                    raise MemoryError
-                self._scratch = (int(address), activation_bytes)
-            self._inside = threading.Lock()
-            self._profile = 0
-            self._shapes: dict[str, tuple[int, ...]] = {}
-            self._addresses: dict[str, int] = {}
-            self._allocators: dict[str, IOutputAllocator] = {}
-            self._last_stream: int | None = None
             weak = engine
 
             def leave() -> None:
                 weak._contexts -= 1
 
             self._leave = leave
+            self._user_managed = strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+            self._scratch: tuple[int, int] | None = None
+            if not self._user_managed:
+                error, address = cudart.cudaMalloc(activation_bytes)
+                if int(error):
+                    raise MemoryError("no device memory for the activations")
+                self._scratch = (int(address), activation_bytes)
+            self._inside = threading.Lock()
+            self._profile = 0
+            self._shapes: dict[str, tuple[int, ...]] = {}
+            self._addresses: dict[str, int] = {}
+            self._allocators: dict[str, IOutputAllocator] = {}
 
         @contextmanager
         def _alone(self) -> Iterator[ICudaEngine]:
@@ -286,7 +288,8 @@ def make_fake_tensorrt(
             self._leave()
             if not self._user_managed and self._scratch is not None:
                 cudart.cudaFree(self._scratch[0])
-            trt.live_contexts.remove(id(self))
+            if id(self) in trt.live_contexts:
+                trt.live_contexts.remove(id(self))
 
     class Runtime:
         def __init__(self, logger: ILogger) -> None:

@@ -29,13 +29,17 @@ class DeviceArray:
         shape: Its shape.
         dtype: Numpy's data type.
         owner: Keeps the memory alive.
+        producer: Handle of the stream whose work so far writes it; None if it is ready.
     """
 
-    def __init__(self, address: int, shape: Sequence[int], dtype: np.dtype[Any], owner: object) -> None:
+    def __init__(
+        self, address: int, shape: Sequence[int], dtype: np.dtype[Any], owner: object, *, producer: int | None = None
+    ) -> None:
         self.address = address
         self.shape = tuple(shape)
         self.dtype = dtype
         self.owner = owner
+        self.producer = producer
 
     @property
     def nbytes(self) -> int:
@@ -55,13 +59,13 @@ def import_device_array(name: str, value: Any, device: Device, stream: Stream) -
         name: What a message calls it.
         value: An object with ``__cuda_array_interface__`` or with DLPack.
         device: Where it has to lie.
-        stream: Made to wait for the work that still writes the array, as far as its owner says which.
+        stream: Handed to DLPack's producer, which makes it wait for the work that still writes the array.
 
     Raises:
         DtypeError: It lies on another GPU, is not contiguous, or has a type that numpy has not.
     """
     if hasattr(value, "__cuda_array_interface__"):
-        return _from_interface(name, value, device, stream)
+        return _from_interface(name, value, device)
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         kind, ordinal = value.__dlpack_device__()
         if int(kind) not in _KDL_CUDA:
@@ -75,7 +79,7 @@ def import_device_array(name: str, value: Any, device: Device, stream: Stream) -
     return None
 
 
-def _from_interface(name: str, value: Any, device: Device, stream: Stream) -> DeviceArray:
+def _from_interface(name: str, value: Any, device: Device) -> DeviceArray:
     interface = value.__cuda_array_interface__
     shape = tuple(interface["shape"])
     dtype = np.dtype(interface["typestr"])
@@ -88,11 +92,9 @@ def _from_interface(name: str, value: Any, device: Device, stream: Stream) -> De
             f"Input {name!r} lies on GPU {attributes.device}; this engine runs on GPU {device.ordinal}.",
             hint="Copy it there first.",
         )
+    # 0 is not allowed there; 1 and 2 name the default streams, as CUDA itself does
     producer = interface.get("stream")
-    if producer is not None:
-        # 0 is not allowed there; 1 and 2 name the default streams, as CUDA itself does
-        stream.wait_for_stream(int(producer))
-    return DeviceArray(address, shape, dtype, value)
+    return DeviceArray(address, shape, dtype, value, producer=None if producer is None else int(producer))
 
 
 def _require_contiguous(name: str, shape: Sequence[int], strides: Sequence[int] | None, itemsize: int) -> None:
@@ -131,7 +133,9 @@ def _from_dlpack(name: str, value: Any, stream: Stream) -> DeviceArray:
         capsule = value.__dlpack__(stream=stream.handle)
     except (RuntimeError, TypeError, ValueError, BufferError) as error:
         raise DtypeError(f"Input {name!r} cannot be read through DLPack: {error}.") from error
-    return read_capsule(name, capsule)
+    array = read_capsule(name, capsule)
+    array.producer = stream.handle
+    return array
 
 
 def read_capsule(name: str, capsule: Any) -> DeviceArray:

@@ -71,7 +71,10 @@ def capture(stream: Stream, enqueue: Callable[[], bool]) -> Graph:
             raise GraphCaptureError(
                 "The captured CUDA graph is empty: another device was current, or nothing was given."
             )
-        return Graph(stream.device, api.call("cudaGraphInstantiate", graph, 0))
+        try:
+            return Graph(stream.device, api.call("cudaGraphInstantiate", graph, 0))
+        except CudaError as error:
+            raise GraphCaptureError(f"The captured CUDA graph cannot be instantiated: {error.message}") from error
     finally:
         api.call("cudaGraphDestroy", graph)
 

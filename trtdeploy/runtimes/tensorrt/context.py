@@ -118,8 +118,7 @@ class TensorRTContext(ExecutionContext):
         """Return the bytes that this context holds, by owner."""
         growing = [output.buffer.nbytes for _, output in self._growing.values() if output.buffer is not None]
         return {
-            "inputs and outputs on the device (in the pool)": sum(b.nbytes for b in self._buffers.values())
-            + sum(growing),
+            "inputs and outputs on the device": sum(b.nbytes for b in self._buffers.values()) + sum(growing),
             "pinned staging": self._staged_inputs.nbytes + self._staged_outputs.nbytes,
         }
 
@@ -205,6 +204,8 @@ class TensorRTContext(ExecutionContext):
 
     def _use_device_array(self, tensor: EngineTensor, array: DeviceArray) -> None:
         """Read an input where it lies; TensorRT demands an alignment that a slice of a tensor may not have."""
+        if array.producer is not None:
+            self._stream.wait_for_stream(array.producer)
         if array.address % _ALIGNMENT == 0 and not self._graphs.enabled:
             self._set_address(tensor.name, array.address)
             return
@@ -264,7 +265,7 @@ class TensorRTContext(ExecutionContext):
                 copy_to_host(self._device, slot.address + offsets[name], address, results[name].nbytes, self._stream)
         slot.done_after(self._stream)
         host_outputs = {t.name: self._host_values[t.name] for t in self._outputs if t.on_host}
-        return TensorRTPending(slot, results, offsets, host_outputs)
+        return TensorRTPending(self._device, slot, results, offsets, host_outputs)
 
     def _buffer(self, name: str, nbytes: int) -> DeviceBuffer:
         """Return the tensor's buffer, which only ever grows; stream order makes freeing the old one safe."""

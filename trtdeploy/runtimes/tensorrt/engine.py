@@ -91,15 +91,17 @@ class TensorRTEngine(LoadedEngine):
 
     def memory(self) -> dict[str, int]:
         with self._lock:
-            report = {"plan": self._plan_bytes, "device pool in use": self._pool.used_bytes}
-            report["device pool kept"] = self._pool.reserved_bytes - self._pool.used_bytes
+            report = {
+                "plan": self._plan_bytes,
+                "device pool, not in use": self._pool.reserved_bytes - self._pool.used_bytes,
+            }
             if self._arena is not None:
-                report["shared activations (in the pool)"] = self._arena.nbytes
-            else:
-                report["activations of all contexts"] = self._factory.activation_bytes * len(self._contexts)
+                report["activations, shared"] = self._arena.nbytes
             for number, context in enumerate(self._contexts):
+                if self._arena is None:
+                    report[f"context {number}, activations"] = self._factory.activation_bytes
                 for owner, nbytes in context.memory().items():
-                    report[f"context {number}: {owner}"] = nbytes
+                    report[f"context {number}, {owner}"] = nbytes
         return report
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import StagingSlot
 from trtdeploy.runtimes.base import Pending
 from trtdeploy.tensors import Array
@@ -13,6 +14,7 @@ class TensorRTPending(Pending):
     """Waits for one inference.
 
     Args:
+        device: The GPU.
         slot: Pinned memory that the outputs are copied to; it is given back by ``wait``.
         results: Arrays of the outputs' shapes and dtypes, to be filled.
         offsets: Where each output begins in the slot; outputs in host memory have none.
@@ -21,11 +23,13 @@ class TensorRTPending(Pending):
 
     def __init__(
         self,
+        device: Device,
         slot: StagingSlot,
         results: dict[str, Array],
         offsets: Mapping[str, int],
         host_values: Mapping[str, Array],
     ) -> None:
+        self._device = device
         self._slot = slot
         self._results = results
         self._offsets = offsets
@@ -33,8 +37,11 @@ class TensorRTPending(Pending):
 
     def wait(self) -> dict[str, Array]:
         try:
+            self._device.use()  # a worker waits, not the thread that started it
             self._slot.synchronize()
             for name, array in self._results.items():
+                if not array.nbytes:
+                    continue
                 if name in self._offsets:
                     array[...] = self._slot.view(array.dtype, array.shape, offset=self._offsets[name])
                 else:

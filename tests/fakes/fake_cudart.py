@@ -1,0 +1,544 @@
+"""A driver without a GPU, in place of ``cuda.bindings.runtime``: host memory, lazy streams, and a race detector.
+
+Work sits in its stream until a seeded schedule lets it run, or somebody waits for it: every order that CUDA allows can
+happen. Vector clocks say what is ordered before what (streams and host threads are the actors; events, waits and
+synchronization are the edges); two accesses to one byte, one of them a write, that are not ordered are a race, whatever
+the outcome was this time. Freed memory is never reused, so every later use of it is seen.
+
+What a GPU would punish is collected in ``violations``; ``assert_clean`` raises it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+ALIGNMENT = 256
+SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_PERMITTED, INVALIDATED = 0, 1, 2, 900, 901
+_NAMES = {
+    INVALID_VALUE: "cudaErrorInvalidValue",
+    OUT_OF_MEMORY: "cudaErrorMemoryAllocation",
+    NOT_PERMITTED: "cudaErrorStreamCaptureUnsupported",
+    INVALIDATED: "cudaErrorStreamCaptureInvalidated",
+}
+Clock = dict[str, int]
+Span = tuple[int, int]
+
+
+class FakeViolation(AssertionError):
+    """Something that a GPU would punish, or could."""
+
+
+@dataclass
+class Region:
+    """One allocation; its memory is kept for ever, so that no address comes twice."""
+
+    address: int
+    nbytes: int
+    kind: str
+    memory: np.ndarray[Any, Any]
+    freed: bool = False
+    # last write, and last read of each actor since: (first byte, end) -> (actor, its time)
+    accesses: list[tuple[int, int, bool, str, int]] = field(default_factory=list)
+
+
+@dataclass
+class Work:
+    """One piece of a stream's work."""
+
+    name: str
+    run: Callable[[], None]
+    reads: Sequence[Span] = ()
+    writes: Sequence[Span] = ()
+    known: Clock = field(default_factory=dict)
+    waits_for: Work | None = None
+    done: bool = False
+    clock: Clock = field(default_factory=dict)
+
+
+class Stream:
+    """A queue of work."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.queue: deque[Work] = deque()
+        self.clock: Clock = {}
+        self.captured: list[Work] | None = None
+        self.capturing_thread = 0
+        self.invalidated = False
+
+
+class FakeCudart:
+    """The functions of the module, each returning an error code first.
+
+    Args:
+        seed: Of the schedule.
+        memory_bytes: What the device has.
+        eagerness: How likely it is that some work runs at each call, from 0 (only when waited for) to 1.
+    """
+
+    def __init__(self, seed: int = 0, *, memory_bytes: int = 1 << 30, eagerness: float = 0.3) -> None:
+        self.violations: list[str] = []
+        self.calls: defaultdict[str, int] = defaultdict(int)
+        self.allocations = 0
+        self._random = random.Random(seed)
+        self._eagerness = eagerness
+        self._memory_bytes = memory_bytes
+        self._lock = threading.RLock()
+        self._handles = itertools.count(0x1000)
+        self._regions: list[Region] = []
+        self._streams: dict[int, Stream] = {}
+        self._events: dict[int, Work | None] = {}
+        self._graphs: dict[int, list[Work]] = {}
+        self._executables: dict[int, list[Work]] = {}
+        self._pools: dict[int, int] = {}
+        self._host_clocks: defaultdict[str, Clock] = defaultdict(dict)
+        self._device = threading.local()
+        self._failures: dict[str, int] = {}
+        self.cudaMemPoolProps = lambda: SimpleNamespace(location=SimpleNamespace())
+        self.cudaMemAllocationType = SimpleNamespace(cudaMemAllocationTypePinned=1)
+        self.cudaMemLocationType = SimpleNamespace(cudaMemLocationTypeDevice=1)
+        self.cudaMemPoolAttr = SimpleNamespace(cudaMemPoolAttrReleaseThreshold=4, cudaMemPoolAttrReservedMemCurrent=5)
+        self.cudaMemcpyKind = SimpleNamespace(
+            cudaMemcpyHostToDevice="to device", cudaMemcpyDeviceToHost="to host", cudaMemcpyDeviceToDevice="on device"
+        )
+        self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+        self.cuuint64_t = int
+
+    # What tests use
+
+    def fail_next(self, function: str, error: int = OUT_OF_MEMORY) -> None:
+        """Let the next call of a function fail."""
+        self._failures[function] = error
+
+    def array_at(self, address: int, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        """Return memory as an array."""
+        kind = np.dtype(dtype)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        region = self._region_of(address, nbytes, "array_at")
+        if region is None:
+            return np.zeros(shape, kind)
+        start = address - region.address
+        return region.memory[start : start + nbytes].view(kind).reshape(tuple(shape))
+
+    def enqueue_kernel(
+        self, stream: int, reads: Sequence[Span], writes: Sequence[Span], run: Callable[[], None]
+    ) -> None:
+        """Give a stream work that reads and writes (address, bytes)."""
+        with self._lock:
+            self._give(stream, Work("kernel", run, reads, writes))
+
+    def run_everything(self) -> None:
+        """Let all work run, in the schedule's order."""
+        with self._lock:
+            while self._run_one():
+                pass
+
+    def assert_clean(self, *, leaks: bool = True) -> None:
+        """Raise what was violated, and, at the end of a test, what was not released."""
+        self.run_everything()
+        if self.violations:
+            raise FakeViolation("\n".join(dict.fromkeys(self.violations)))
+        if leaks:
+            live = [f"{region.nbytes} bytes ({region.kind})" for region in self._regions if not region.freed]
+            for what, count in (
+                ("memory", len(live)),
+                ("streams", len(self._streams)),
+                ("events", len(self._events)),
+                ("graphs", len(self._graphs) + len(self._executables)),
+                ("pools", len(self._pools)),
+            ):
+                if count:
+                    raise FakeViolation(f"{count} {what} were not released: {live if what == 'memory' else ''}")
+
+    # Device
+
+    def cudaGetDeviceCount(self) -> tuple[int, int]:
+        return SUCCESS, 1
+
+    def cudaDriverGetVersion(self) -> tuple[int, int]:
+        return SUCCESS, 13000
+
+    cudaRuntimeGetVersion = cudaDriverGetVersion
+
+    def cudaGetErrorName(self, error: int) -> tuple[int, bytes]:
+        return SUCCESS, _NAMES[error].encode()
+
+    def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
+        return SUCCESS, b"a fake error"
+
+    def cudaGetLastError(self) -> tuple[int]:
+        return (SUCCESS,)
+
+    def cudaSetDevice(self, ordinal: int) -> tuple[int]:
+        self._device.current = ordinal
+        return (SUCCESS,)
+
+    def cudaGetDeviceProperties(self, ordinal: int) -> tuple[int, Any]:
+        properties = SimpleNamespace(name=b"Fake GPU\0", major=9, minor=0, totalGlobalMem=self._memory_bytes)
+        return SUCCESS, properties
+
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:
+        return SUCCESS, self._memory_bytes - self._live_bytes("device"), self._memory_bytes
+
+    def cudaPointerGetAttributes(self, address: int) -> tuple[int, Any]:
+        return SUCCESS, SimpleNamespace(device=0)
+
+    # Memory
+
+    def cudaMalloc(self, nbytes: int) -> tuple[int, int]:
+        return self._allocate("cudaMalloc", nbytes, "device")
+
+    def cudaHostAlloc(self, nbytes: int, flags: int) -> tuple[int, int]:
+        return self._allocate("cudaHostAlloc", nbytes, "pinned")
+
+    def cudaFree(self, address: int) -> tuple[int]:
+        return self._free_now("cudaFree", address)
+
+    def cudaFreeHost(self, address: int) -> tuple[int]:
+        return self._free_now("cudaFreeHost", address)
+
+    def cudaMemPoolCreate(self, properties: Any) -> tuple[int, int]:
+        with self._called("cudaMemPoolCreate") as error:
+            handle = next(self._handles)
+            self._pools[handle] = 0
+            return error, handle
+
+    def cudaMemPoolSetAttribute(self, pool: int, attribute: int, value: int) -> tuple[int]:
+        return (SUCCESS,)
+
+    def cudaMemPoolGetAttribute(self, pool: int, attribute: int) -> tuple[int, int]:
+        return SUCCESS, self._pools[pool]
+
+    def cudaMemPoolDestroy(self, pool: int) -> tuple[int]:
+        with self._called("cudaMemPoolDestroy") as error:
+            self._pools.pop(pool)
+            return (error,)
+
+    def cudaMallocFromPoolAsync(self, nbytes: int, pool: int, stream: int) -> tuple[int, int]:
+        error, address = self._allocate("cudaMallocFromPoolAsync", nbytes, "device")
+        with self._lock:
+            if error == SUCCESS:
+                self._pools[pool] += nbytes
+                self._give(stream, Work("allocation", lambda: None, writes=[(address, nbytes)]))
+        return error, address
+
+    def cudaFreeAsync(self, address: int, stream: int) -> tuple[int]:
+        with self._called("cudaFreeAsync") as error:
+            region = self._region_of(address, 1, "cudaFreeAsync")
+            if region is None:
+                return (INVALID_VALUE,)
+
+            def free() -> None:
+                region.freed = True
+                region.memory[...] = 0xDD
+
+            self._give(stream, Work("free", free, writes=[(address, region.nbytes)]))
+            return (error,)
+
+    def cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: str, stream: int) -> tuple[int]:
+        with self._called("cudaMemcpyAsync") as error:
+            for address, where in ((target, "to host"), (source, "to device")):
+                region = self._region_of(address, nbytes, "cudaMemcpyAsync")
+                wanted = "pinned" if kind == where else "device"
+                if region is not None and region.kind != wanted:
+                    self._violate(f"a copy {kind} has an end in {region.kind} memory")
+            promised = None
+            if kind == "to device":
+                promised = self.array_at(source, (nbytes,), np.uint8).tobytes()
+            if kind == "to host":
+                self.array_at(target, (nbytes,), np.uint8)[...] = 0xCD  # whoever reads too early gets this
+
+            def copy() -> None:
+                data = self.array_at(source, (nbytes,), np.uint8)
+                if promised is not None and data.tobytes() != promised:
+                    self._violate("pinned memory was changed while a copy from it was under way")
+                self.array_at(target, (nbytes,), np.uint8)[...] = data
+
+            self._give(stream, Work(f"copy {kind}", copy, [(source, nbytes)], [(target, nbytes)]))
+            return (error,)
+
+    # Streams and events
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
+        with self._called("cudaStreamCreateWithFlags") as error:
+            if flags != 1:
+                self._violate("a stream that waits for the default stream was made")
+            handle = next(self._handles)
+            self._streams[handle] = Stream(f"stream {handle:#x}")
+            return error, handle
+
+    def cudaStreamDestroy(self, handle: int) -> tuple[int]:
+        with self._called("cudaStreamDestroy") as error:
+            if self._streams[handle].queue:
+                self._violate("a stream was destroyed with work in it")
+            del self._streams[handle]
+            return (error,)
+
+    def cudaStreamSynchronize(self, handle: int) -> tuple[int]:
+        with self._called("cudaStreamSynchronize") as error:
+            if self._forbidden_in_capture():
+                return (NOT_PERMITTED,)
+            stream = self._streams[handle]
+            while stream.queue:
+                self._run_one_towards(stream.queue[-1])
+            self._join(self._host_clock(), stream.clock)
+            return (error,)
+
+    def cudaStreamWaitEvent(self, handle: int, event: int, flags: int) -> tuple[int]:
+        with self._called("cudaStreamWaitEvent") as error:
+            record = self._events[event]
+            if record is None:
+                self._violate("a stream waits for an event that was never recorded")
+                return (error,)
+            self._give(handle, Work("wait", lambda: None, waits_for=record))
+            return (error,)
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[int, int]:
+        with self._called("cudaEventCreateWithFlags") as error:
+            if not flags & 1:
+                self._violate("an event was made whose waiters spin")
+            handle = next(self._handles)
+            self._events[handle] = None
+            return error, handle
+
+    def cudaEventDestroy(self, event: int) -> tuple[int]:
+        with self._called("cudaEventDestroy") as error:
+            del self._events[event]
+            return (error,)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
+        with self._called("cudaEventRecord") as error:
+            record = Work("record", lambda: None)
+            self._events[event] = record
+            self._give(stream, record)
+            return (error,)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[int]:
+        with self._called("cudaEventSynchronize") as error:
+            if self._forbidden_in_capture():
+                return (NOT_PERMITTED,)
+            record = self._events[event]
+            if record is None:
+                self._violate("the host waits for an event that was never recorded")
+                return (error,)
+            while not record.done:
+                self._run_one_towards(record)
+            self._join(self._host_clock(), record.clock)
+            return (error,)
+
+    def cudaEventElapsedTime(self, start: int, end: int) -> tuple[int, float]:
+        return SUCCESS, 1.0
+
+    # Graphs
+
+    def cudaStreamBeginCapture(self, handle: int, mode: int) -> tuple[int]:
+        with self._called("cudaStreamBeginCapture") as error:
+            stream = self._streams[handle]
+            stream.captured, stream.invalidated = [], False
+            stream.capturing_thread = threading.get_ident()
+            return (error,)
+
+    def cudaStreamEndCapture(self, handle: int) -> tuple[int, int | None]:
+        with self._called("cudaStreamEndCapture") as error:
+            stream = self._streams[handle]
+            captured, stream.captured = stream.captured, None
+            if stream.invalidated or captured is None:
+                return INVALIDATED, None
+            graph = next(self._handles)
+            self._graphs[graph] = captured
+            return error, graph
+
+    def cudaGraphGetNodes(self, graph: int, count: int) -> tuple[int, list[Any], int]:
+        return SUCCESS, [], len(self._graphs[graph])
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
+        with self._called("cudaGraphInstantiate") as error:
+            if error != SUCCESS:
+                return error, 0
+            executable = next(self._handles)
+            self._executables[executable] = self._graphs[graph]
+            return error, executable
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[int]:
+        del self._graphs[graph]
+        return (SUCCESS,)
+
+    def cudaGraphExecDestroy(self, executable: int) -> tuple[int]:
+        with self._called("cudaGraphExecDestroy") as error:
+            work = self._executables.pop(executable)
+            runs = {id(queued.run) for stream in self._streams.values() for queued in stream.queue}
+            if any(id(part.run) in runs for part in work):
+                self._violate("a graph was destroyed while it was still to run")
+            return (error,)
+
+    def cudaGraphLaunch(self, executable: int, handle: int) -> tuple[int]:
+        with self._called("cudaGraphLaunch") as error:
+            for work in self._executables[executable]:
+                self._give(handle, Work(f"graph: {work.name}", work.run, work.reads, work.writes))
+            return (error,)
+
+    # How it works
+
+    def _called(self, function: str) -> _Call:
+        return _Call(self, function)
+
+    def _enter(self, function: str) -> int:
+        self._lock.acquire()
+        self.calls[function] += 1
+        if getattr(self._device, "current", None) is None:
+            self._violate(f"{function} was called in a thread where no device is current")
+        while self._random.random() < self._eagerness and self._run_one():
+            pass
+        return self._failures.pop(function, SUCCESS)
+
+    def _leave(self) -> None:
+        self._lock.release()
+
+    def _violate(self, text: str) -> None:
+        self.violations.append(text)
+
+    def _forbidden_in_capture(self) -> bool:
+        """Waiting is not allowed in a thread that captures, and spoils the capture."""
+        found = False
+        for stream in self._streams.values():
+            if stream.captured is not None and stream.capturing_thread == threading.get_ident():
+                stream.invalidated = found = True
+        return found
+
+    def _allocate(self, function: str, nbytes: int, kind: str) -> tuple[int, int]:
+        with self._called(function) as error:
+            if error != SUCCESS:
+                return error, 0
+            if self._live_bytes(kind) + nbytes > self._memory_bytes:
+                return OUT_OF_MEMORY, 0
+            self.allocations += 1
+            raw = np.full(nbytes + ALIGNMENT, 0xAA, np.uint8)
+            address = -(-raw.ctypes.data // ALIGNMENT) * ALIGNMENT
+            start = address - raw.ctypes.data
+            self._regions.append(Region(address, nbytes, kind, raw[start : start + nbytes]))
+            return SUCCESS, address
+
+    def _live_bytes(self, kind: str) -> int:
+        return sum(region.nbytes for region in self._regions if region.kind == kind and not region.freed)
+
+    def _free_now(self, function: str, address: int) -> tuple[int]:
+        # finalizers may call this in any thread
+        with self._lock:
+            self.calls[function] += 1
+            region = self._region_of(address, 1, function)
+            if region is None:
+                return (INVALID_VALUE,)
+            for stream in self._streams.values():
+                for work in stream.queue:
+                    if any(_overlap(span, (address, region.nbytes)) for span in [*work.reads, *work.writes]):
+                        self._violate(f"{function}: memory was freed while a {work.name} that uses it was under way")
+            region.freed = True
+            region.memory[...] = 0xDD
+            return (SUCCESS,)
+
+    def _region_of(self, address: int, nbytes: int, what: str) -> Region | None:
+        for region in self._regions:
+            if region.address <= address and address + nbytes <= region.address + region.nbytes:
+                if region.freed:
+                    self._violate(f"{what} uses memory that has been freed")
+                return region
+        self._violate(f"{what} uses {nbytes} bytes at {address:#x}, which were never allocated")
+        return None
+
+    def _host_clock(self) -> Clock:
+        return self._host_clocks[f"thread {threading.get_ident()}"]
+
+    def _give(self, handle: int, work: Work) -> None:
+        if handle not in self._streams:
+            self._violate(f"a {work.name} was given to a stream that does not exist")
+            return
+        stream = self._streams[handle]
+        if stream.captured is not None:
+            stream.captured.append(work)
+            return
+        name = f"thread {threading.get_ident()}"
+        clock = self._host_clocks[name]
+        clock[name] = clock.get(name, 0) + 1
+        work.known = dict(clock)
+        stream.queue.append(work)
+
+    def _run_one(self) -> bool:
+        ready = [stream for stream in self._streams.values() if stream.queue and _is_ready(stream.queue[0])]
+        if not ready:
+            return False
+        self._run(self._random.choice(ready))
+        return True
+
+    def _run_one_towards(self, work: Work) -> None:
+        if not self._run_one():
+            self._violate(f"a {work.name} waits for work that never comes")
+            raise FakeViolation(self.violations[-1])
+
+    def _run(self, stream: Stream) -> None:
+        work = stream.queue.popleft()
+        self._join(stream.clock, work.known)
+        if work.waits_for is not None:
+            self._join(stream.clock, work.waits_for.clock)
+        stream.clock[stream.name] = stream.clock.get(stream.name, 0) + 1
+        for span in work.reads:
+            self._access(stream, work, span, writes=False)
+        for span in work.writes:
+            self._access(stream, work, span, writes=True)
+        work.run()
+        work.clock = dict(stream.clock)
+        work.done = True
+
+    def _access(self, stream: Stream, work: Work, span: Span, *, writes: bool) -> None:
+        region = self._region_of(*span, f"a {work.name}")
+        if region is None:
+            return
+        start, end = span[0], span[0] + span[1]
+        kept = []
+        for first, last, wrote, actor, time in region.accesses:
+            overlaps = first < end and start < last
+            ordered = stream.clock.get(actor, 0) >= time
+            if overlaps and (writes or wrote) and not ordered:
+                self._violate(
+                    f"race: a {work.name} on {stream.name} and a {'write' if wrote else 'read'} of {actor} use "
+                    f"the same {region.kind} memory and are not ordered"
+                )
+            if not (overlaps and ordered and writes and start <= first and last <= end):
+                kept.append((first, last, wrote, actor, time))
+        kept.append((start, end, writes, stream.name, stream.clock[stream.name]))
+        region.accesses = kept[-64:]
+
+    @staticmethod
+    def _join(clock: Clock, other: Clock) -> None:
+        for actor, time in other.items():
+            clock[actor] = max(clock.get(actor, 0), time)
+
+
+class _Call:
+    """One call: holds the lock, and gives the error that it is to fail with."""
+
+    def __init__(self, cudart: FakeCudart, function: str) -> None:
+        self._cudart = cudart
+        self._function = function
+
+    def __enter__(self) -> int:
+        return self._cudart._enter(self._function)
+
+    def __exit__(self, *exception: object) -> None:
+        self._cudart._leave()
+
+
+def _is_ready(work: Work) -> bool:
+    return work.waits_for is None or work.waits_for.done
+
+
+def _overlap(first: Span, second: Span) -> bool:
+    return first[0] < second[0] + second[1] and second[0] < first[0] + first[1]

@@ -1,0 +1,348 @@
+"""The engine on a fake GPU: every order of events that CUDA allows, checked for races, mix-ups and leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from fake_cudart import OUT_OF_MEMORY
+from fake_gpu import FakeGpu, batch, batches, expected, nonzero
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trtdeploy.engine import Engine
+from trtdeploy.errors import (
+    DeviceMemoryError,
+    EngineClosedError,
+    InferenceError,
+    PlanCorruptError,
+    ShapeError,
+    UsageError,
+)
+
+SCHEDULES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def check(out: dict[str, np.ndarray], inputs: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(out["y"], expected(inputs["x"]), atol=1e-4)
+
+
+request = st.tuples(st.integers(1, 32), st.integers(0, 1000))
+
+
+@SCHEDULES
+@given(
+    seed=st.integers(0, 2**16),
+    eagerness=st.sampled_from([0.0, 0.2, 0.6]),
+    contexts=st.integers(1, 3),
+    requests=st.lists(request, min_size=1, max_size=12),
+    shared=st.booleans(),
+    graphs=st.sampled_from([0, 1, 4]),
+)
+def test_every_answer_belongs_to_its_request_whatever_the_schedule(
+    seed: int, eagerness: float, contexts: int, requests: list[tuple[int, int]], shared: bool, graphs: int
+) -> None:
+    gpu = FakeGpu(seed, eagerness=eagerness)
+    options = {"activations": "shared" if shared else "own", "cuda_graphs": graphs}
+    with gpu.engine(contexts=contexts, **options) as engine:
+        inputs = [batch(size, number) for size, number in requests]
+        futures = [engine.submit(one) for one in inputs]
+        for future, one in zip(futures, inputs, strict=True):
+            check(future.result(), one)
+        for out, one in zip(engine.map(inputs, in_flight=4), inputs, strict=True):
+            check(out, one)
+        check(engine.infer(inputs[0]), inputs[0])
+
+
+@SCHEDULES
+@given(seed=st.integers(0, 2**16), requests=st.lists(request, min_size=1, max_size=10))
+def test_a_lease_may_have_two_inferences_under_way_on_one_context(seed: int, requests: list[tuple[int, int]]) -> None:
+    gpu = FakeGpu(seed, eagerness=0.2)
+    loaded = gpu.load()
+    context = loaded.create_context()
+    inputs = [batch(size, number) for size, number in requests]
+    pending = context.start(inputs[0])
+    for before, after in itertools.pairwise(inputs):
+        following = context.start(after)
+        check(pending.wait(), before)
+        pending = following
+    check(pending.wait(), inputs[-1])
+    context.close()
+    loaded.close()
+    del context, loaded
+    gpu.assert_clean()
+
+
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_threads_and_asyncio_at_once(contexts: int) -> None:
+    gpu = FakeGpu(1)
+    with gpu.engine(contexts=contexts) as engine:
+        wrong: list[object] = []
+
+        def ask(first: int) -> None:
+            try:
+                for index in range(15):
+                    one = batch(1 + (first + index) % 5, first * 100 + index)
+                    check(engine.infer(one), one)
+            except BaseException as error:
+                wrong.append(error)
+
+        async def ask_all() -> None:
+            ones = [batch(2, 5000 + index) for index in range(15)]
+            for out, one in zip(await asyncio.gather(*map(engine.ainfer, ones)), ones, strict=True):
+                check(out, one)
+
+        threads = [threading.Thread(target=ask, args=(first,)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        asyncio.run(ask_all())
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+
+def test_inputs_may_be_changed_as_soon_as_submit_has_returned() -> None:
+    gpu = FakeGpu(2, eagerness=0.0)
+    with gpu.engine() as engine:
+        one = batch(4, 1)
+        wanted = expected(one["x"].copy())
+        future = engine.submit(one)
+        one["x"][...] = 0
+        np.testing.assert_allclose(future.result()["y"], wanted, atol=1e-4)
+
+
+def test_outputs_stay_as_they_are() -> None:
+    gpu = FakeGpu(3)
+    with gpu.engine() as engine:
+        kept = [(one, engine.infer(one)) for one in (batch(3, index) for index in range(10))]
+        for one, out in kept:
+            check(out, one)
+
+
+def test_steady_state_allocates_nothing() -> None:
+    gpu = FakeGpu(4)
+    with gpu.engine(contexts=2) as engine:
+        ones = [batch(8, index) for index in range(6)]
+        for _ in range(4):
+            list(engine.map(ones, in_flight=4))
+        # every context has seen the shape
+        with engine.lease() as first, engine.lease() as second:
+            for lease in (first, second) * 4:
+                lease.execute(ones[0])
+        before = gpu.cudart.allocations, gpu.cudart.calls["cudaStreamCreateWithFlags"]
+        for _ in range(5):
+            list(engine.map(ones, in_flight=4))
+        assert (gpu.cudart.allocations, gpu.cudart.calls["cudaStreamCreateWithFlags"]) == before
+
+
+def test_shapes_and_addresses_are_set_only_when_they_change() -> None:
+    gpu = FakeGpu(5)
+    with gpu.engine(cuda_graphs=0) as engine:
+        calls: list[str] = []
+        context = gpu.trt.IExecutionContext
+        for name in ("set_input_shape", "set_tensor_address", "infer_shapes"):
+            original = getattr(context, name)
+
+            def counting(*arguments: object, name: str = name, original: object = original) -> object:
+                calls.append(name)
+                return original(*arguments)  # type: ignore[operator]
+
+            setattr(context, name, counting)
+        engine.infer(batch(4, 0))
+        assert calls
+        calls.clear()
+        engine.infer(batch(4, 1))
+        assert calls == []
+
+
+class TestGraphs:
+    def test_a_shape_that_comes_again_is_captured_and_replayed(self) -> None:
+        gpu = FakeGpu(6)
+        with gpu.engine() as engine:
+            for index in range(6):
+                one = batch(4, index)
+                check(engine.infer(one), one)
+            facts = engine._contexts[0].graphs  # type: ignore[attr-defined]
+            assert facts["captured"] == 1
+            assert facts["launched"] == 4
+            assert gpu.trt.enqueues == 3  # twice plainly, once into the capture
+
+    def test_the_least_recently_used_goes(self) -> None:
+        gpu = FakeGpu(7)
+        with gpu.engine(cuda_graphs=2) as engine:
+            for _ in range(4):
+                for size in (32, 1, 2):
+                    one = batch(size, size)
+                    check(engine.infer(one), one)
+            facts = engine._contexts[0].graphs  # type: ignore[attr-defined]
+            assert facts["evicted"] >= 1
+            assert facts["kept"] == 2
+
+    def test_a_buffer_that_grows_drops_graphs_with_its_old_address(self) -> None:
+        gpu = FakeGpu(8)
+        with gpu.engine() as engine:
+            for size in (2, 2, 2, 2, 16, 2, 2, 2, 2):
+                one = batch(size, size)
+                check(engine.infer(one), one)
+
+    def test_a_failed_capture_falls_back_and_says_why(self) -> None:
+        gpu = FakeGpu(9)
+        with gpu.engine() as engine:
+            engine.infer(batch(2, 0))
+            engine.infer(batch(2, 0))
+            gpu.cudart.fail_next("cudaGraphInstantiate", 1)
+            for index in range(3):
+                check(engine.infer(batch(2, index)), batch(2, index))
+            assert "cannot be instantiated" in str(engine._contexts[0].graphs["reason"])  # type: ignore[attr-defined]
+
+    def test_data_dependent_sizes_are_never_captured(self) -> None:
+        gpu = FakeGpu(10)
+        with gpu.engine(nonzero(), profiles=()) as engine:
+            for count in (3, 0, 64, 1, 1, 1, 1):
+                values = np.zeros((1, 64), np.float32)
+                values[0, :count] = 1
+                np.testing.assert_array_equal(engine.infer({"x": values})["y"], np.nonzero(values))
+            facts = engine._contexts[0].graphs  # type: ignore[attr-defined]
+            assert facts["captured"] == 0
+            assert "depends on the data" in str(facts["reason"])
+
+
+class TestProfiles:
+    def test_the_profile_that_fits_is_chosen_and_kept(self) -> None:
+        gpu = FakeGpu(11)
+        switches: list[int] = []
+        original = gpu.trt.IExecutionContext.set_optimization_profile_async
+
+        def counting(self: object, index: int, stream: int) -> bool:
+            switches.append(index)
+            return bool(original(self, index, stream))
+
+        gpu.trt.IExecutionContext.set_optimization_profile_async = counting
+        profiles = batches((1, 1, 4), (3, 8, 32), (3, 30, 32))
+        with gpu.engine(profiles=profiles) as engine:
+            for size in (1, 4, 3, 5, 3, 8, 32, 1):
+                one = batch(size, size)
+                check(engine.infer(one), one)
+        # 1, 4 and 3 fit profile 0; 5 is nearest to 8; 3 still fits there, and so do 8 and 32; 1 needs profile 0 again
+        assert switches == [1, 0]
+
+    def test_a_shape_outside_is_refused_before_anything_runs(self) -> None:
+        gpu = FakeGpu(12)
+        with gpu.engine() as engine:
+            with pytest.raises(ShapeError):
+                engine.infer(batch(33, 0))
+            assert gpu.trt.enqueues == 0
+
+
+class TestMemory:
+    def test_the_report_accounts_for_every_byte_of_the_driver(self) -> None:
+        gpu = FakeGpu(13)
+        with gpu.engine(contexts=2) as engine:
+            list(engine.map([batch(size, size) for size in (1, 8, 32, 2)], in_flight=4))
+            report = engine.memory_report().runtime
+            live = {kind: gpu.cudart._live_bytes(kind) for kind in ("device", "pinned")}
+            pinned = sum(nbytes for owner, nbytes in report.items() if "pinned" in owner)
+            on_device = sum(report.values()) - pinned - report["plan"] - report["device pool, not in use"]
+            assert pinned == live["pinned"]
+            assert on_device == live["device"]
+
+    def test_too_little_memory_at_load_is_an_error_and_leaves_nothing(self) -> None:
+        gpu = FakeGpu(14, memory_bytes=6000)  # one context's activations, not two
+        loaded = gpu.load()
+        first = loaded.create_context()
+        with pytest.raises((DeviceMemoryError, InferenceError)):
+            loaded.create_context()
+        first.close()
+        loaded.close()
+        del first, loaded
+        gpu.assert_clean()
+
+    def test_too_little_memory_for_one_request_fails_that_request_alone(self) -> None:
+        gpu = FakeGpu(15)
+        with gpu.engine() as engine:
+            gpu.cudart.fail_next("cudaMallocFromPoolAsync", OUT_OF_MEMORY)
+            with pytest.raises(DeviceMemoryError, match="cudaErrorMemoryAllocation"):
+                engine.infer(batch(4, 0))
+            check(engine.infer(batch(4, 0)), batch(4, 0))
+
+    def test_shared_activations_are_allocated_once(self) -> None:
+        gpu = FakeGpu(16)
+        with gpu.engine(contexts=4, activations="shared") as engine:
+            report = engine.memory_report().runtime
+            assert report["activations, shared"] == 4096
+            assert not any(", activations" in owner and owner.startswith("context") for owner in report)
+
+
+def test_garbage_is_refused_by_the_library_with_its_own_words() -> None:
+    gpu = FakeGpu(17)
+    with pytest.raises(PlanCorruptError, match="Magic tag"):
+        gpu.load(content=b"garbage")
+
+
+def test_options_that_mean_nothing_are_refused() -> None:
+    gpu = FakeGpu(18)
+    with pytest.raises(UsageError, match="weight streaming"):
+        gpu.load(weight_streaming_bytes=100)
+    with pytest.raises(UsageError, match="runtime_cache"):
+        gpu.load(runtime_cache="x.cache")
+
+
+def test_closing_waits_for_what_runs_and_refuses_what_comes() -> None:
+    gpu = FakeGpu(19, eagerness=0.0)
+    with gpu.engine(contexts=2) as engine:
+        ones = [batch(2, index) for index in range(6)]
+        futures = [engine.submit(one) for one in ones]
+        engine.close()
+        for future, one in zip(futures, ones, strict=True):
+            if future.exception() is None:
+                check(future.result(), one)
+            else:
+                assert isinstance(future.exception(), EngineClosedError)
+        with pytest.raises(EngineClosedError):
+            engine.submit(ones[0])
+
+
+class OnFakeGpu:
+    """An array of another library, on the fake GPU, with the stream that still writes it."""
+
+    def __init__(self, gpu: FakeGpu, values: np.ndarray, *, shift: int = 0) -> None:
+        from trtdeploy.cuda.memory import DevicePool, PinnedBuffer, copy_to_device
+        from trtdeploy.cuda.streams import Stream
+
+        gpu.device.use()
+        self.stream = Stream(gpu.device)
+        self.pool = DevicePool(gpu.device, release_threshold_bytes=0)
+        self.buffer = self.pool.allocate(values.nbytes + 256, self.stream)
+        self.pinned = PinnedBuffer(gpu.device, values.nbytes)
+        self.pinned.view(values.dtype, values.shape)[...] = values
+        copy_to_device(gpu.device, self.buffer.address + shift, self.pinned.address, values.nbytes, self.stream)
+        self.__cuda_array_interface__ = {
+            "shape": values.shape,
+            "typestr": values.dtype.str,
+            "data": (self.buffer.address + shift, True),
+            "stream": self.stream.handle,
+            "version": 3,
+        }
+
+    def release(self, engine: Engine) -> None:
+        self.stream.synchronize()
+        self.buffer.free(self.stream)
+        self.stream.synchronize()
+        self.pinned.close()
+        self.pool.close()
+        self.stream.close()
+
+
+@pytest.mark.parametrize("shift", [0, 64])
+@pytest.mark.parametrize("graphs", [0, 4])
+def test_an_array_on_the_gpu_is_read_there_after_its_owner_has_written_it(shift: int, graphs: int) -> None:
+    gpu = FakeGpu(20, eagerness=0.0)
+    with gpu.engine(cuda_graphs=graphs) as engine:
+        one = batch(4, 7)
+        array = OnFakeGpu(gpu, one["x"], shift=shift)
+        for _ in range(4):
+            check(engine.infer({"x": array}), one)
+        array.release(engine)

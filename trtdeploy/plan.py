@@ -95,6 +95,10 @@ class TacticFacts(_Part):
     cached: bool = False
 
 
+UNKNOWN = "unknown"
+"""Stands in a manifest that was made for a plan without one, for what nobody can tell."""
+
+
 class Manifest(_Part):
     """Everything that is known about a plan."""
 
@@ -120,6 +124,34 @@ class Manifest(_Part):
     def to_json(self) -> str:
         """Return the manifest as it is written to disk."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def manifest_of_unknown_plan(
+    content: bytes,
+    *,
+    runtime: RuntimeFacts,
+    device: DeviceFacts,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    profiles: tuple[dict[str, ShapeRange], ...] = (),
+) -> Manifest:
+    """Return a manifest for a plan that has none: what its runtime reads from it, and "unknown" for the rest."""
+    return Manifest(
+        trtdeploy_version=UNKNOWN,
+        created_at=UNKNOWN,
+        runtime=runtime,
+        device=device,
+        inputs=inputs,
+        outputs=outputs,
+        profiles=profiles,
+        precision=PrecisionFacts(
+            weighted_layers=0, quantized_layers=0, integer_kernels=None, note="Not known: the plan has no manifest."
+        ),
+        plan_bytes=len(content),
+        plan_sha256=sha256_bytes(content),
+        onnx=SourceFacts(file=UNKNOWN, sha256=UNKNOWN),
+        build_config={},
+    )
 
 
 @dataclass(frozen=True)
@@ -165,7 +197,8 @@ def read_manifest(path: str | Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise PlanCorruptError(
             f"The plan {path} has no readable manifest {source.name} beside it: {error}.",
-            hint="Copy the manifest together with the plan, or build the plan again.",
+            hint="Copy the manifest together with the plan, or build the plan again. One that you have built with "
+            "other tools loads by Engine.load(PLAN, without_manifest=RUNTIME).",
         ) from error
     try:
         return Manifest.model_validate_json(text)
@@ -175,6 +208,18 @@ def read_manifest(path: str | Path) -> Manifest:
         ) from error
 
 
+def read_plan_bytes(path: str | Path) -> bytes:
+    """Read a plan, whatever its manifest says.
+
+    Raises:
+        PlanCorruptError: It cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise PlanCorruptError(f"The plan {path} cannot be read: {error}.") from error
+
+
 def read_plan(path: str | Path) -> tuple[bytes, Manifest]:
     """Read a plan whose bytes match its manifest.
 
@@ -182,10 +227,7 @@ def read_plan(path: str | Path) -> tuple[bytes, Manifest]:
         PlanCorruptError: The plan or manifest is missing, or their sizes or digests differ.
     """
     manifest = read_manifest(path)
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise PlanCorruptError(f"The plan {path} cannot be read: {error}.") from error
+    content = read_plan_bytes(path)
     if len(content) != manifest.plan_bytes or sha256_bytes(content) != manifest.plan_sha256:
         raise PlanCorruptError(
             f"The plan {path} is not the one that its manifest describes: {len(content)} bytes with SHA-256 "

@@ -114,6 +114,9 @@ def make_fake_tensorrt(
                 return [tuple(shape) for shape in self._profiles[index][name]]
             return [self.shape(name)] * 3
 
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            return self.shape(name)
+
         def create_execution_context(
             self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
         ) -> IExecutionContext | None:

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from fake_cudart import OUT_OF_MEMORY
-from fake_gpu import FakeGpu, batch, batches, expected, nonzero
+from fake_gpu import FakeGpu, batch, batches, expected, linear, nonzero
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from trtdeploy.errors import (
     EngineClosedError,
     InferenceError,
     PlanCorruptError,
+    PlanIncompatibleError,
     ShapeError,
     UsageError,
 )
@@ -346,3 +347,29 @@ def test_an_array_on_the_gpu_is_read_there_after_its_owner_has_written_it(shift:
         for _ in range(4):
             check(engine.infer({"x": array}), one)
         array.release(engine)
+
+
+def test_a_plan_without_manifest_is_described_by_its_engine() -> None:
+    from trtdeploy.runtimes.config import LoadOptions
+    from trtdeploy.runtimes.tensorrt.description import describe_plan
+
+    gpu = FakeGpu(21)
+    plan = gpu.plan(linear(), batches((1, 8, 32)))
+    manifest = describe_plan(gpu.bindings, plan, LoadOptions(), gpu.device)
+    assert [str(spec) for spec in (*manifest.inputs, *manifest.outputs)] == ["x float32[?, 64]", "y float32[?, 64]"]
+    assert manifest.profiles[0]["x"].max == (32, 64)
+    assert manifest.plan_bytes == len(plan)
+    gpu.assert_clean()
+
+
+def test_the_version_in_a_header_is_read_before_anything_is_deserialized() -> None:
+    from trtdeploy.runtimes.config import LoadOptions
+    from trtdeploy.runtimes.tensorrt.description import describe_plan, version_in_header
+
+    header = b"ftrt" + bytes(20) + bytes((10, 3, 0, 26)) + bytes(100)
+    assert version_in_header(header) == (10, 3, 0, 26)
+    assert version_in_header(b"vtrt" + bytes(100)) is None
+    assert version_in_header(b"ftrt") is None
+    gpu = FakeGpu(22)
+    with pytest.raises(PlanIncompatibleError, match=r"10\.3\.0\.26"):
+        describe_plan(gpu.bindings, header, LoadOptions(), gpu.device)

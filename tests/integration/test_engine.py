@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from trtdeploy.errors import (
     InferenceError,
     InputError,
     InputNameError,
+    PlanCorruptError,
     ShapeError,
     UsageError,
 )
@@ -642,3 +644,14 @@ def test_requests_that_race_with_close_end_one_way_or_the_other() -> None:
         for future in futures:
             assert isinstance(future.exception(WAIT_S), EngineClosedError | None)
         assert loaded.closings == 1
+
+
+def test_a_plan_without_manifest_loads_only_on_request(qdq_plan: Plan, tmp_path: Path) -> None:
+    copy = tmp_path / "bare.plan"
+    copy.write_bytes(qdq_plan.path.read_bytes())
+    with pytest.raises(PlanCorruptError, match="no readable manifest"):
+        Engine.load(copy)
+    inputs = {"input": np.zeros((2, 3, 32, 32), np.float32)}
+    with Engine.load(copy, without_manifest="onnxruntime") as bare, Engine.load(qdq_plan.path) as whole:
+        assert bare.inputs == whole.inputs
+        np.testing.assert_array_equal(bare.infer(inputs)["logits"], whole.infer(inputs)["logits"])

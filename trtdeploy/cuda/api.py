@@ -86,11 +86,7 @@ def load_api() -> CudaApi:
         count = api.device_count()
     except CudaError as error:
         if "cudaErrorInsufficientDriver" in error.message:
-            # what it says where there is no driver at all, and where there is one for an older CUDA
-            raise RuntimeUnavailableError(
-                "There is no NVIDIA driver on this machine, or it is too old for the installed CUDA.",
-                hint="Install a driver (nvidia-smi shows it), or run this on a machine with a GPU.",
-            ) from error
+            raise _no_driver_for(api) from error
         if "cudaErrorNoDevice" in error.message:
             count = 0
         else:
@@ -105,6 +101,22 @@ def load_api() -> CudaApi:
             hint="Look at CUDA_VISIBLE_DEVICES and nvidia-smi.",
         )
     return api
+
+
+def _no_driver_for(api: CudaApi) -> RuntimeUnavailableError:
+    """CUDA gives one error for no driver at all and for one that is too old; the driver's version tells them apart."""
+    supported = api.driver_version
+    if supported == "0.0":
+        return RuntimeUnavailableError(
+            "There is no NVIDIA driver on this machine.",
+            hint="Install one (nvidia-smi then shows it), or run this on a machine with a GPU.",
+        )
+    return RuntimeUnavailableError(
+        f"The NVIDIA driver supports CUDA {supported} at most; the installed cuda-python is for {api.cuda_version}.",
+        hint="Install a newer driver, or an older one of: pip install 'cuda-python<="
+        + supported.split(".")[0]
+        + ".99'",
+    )
 
 
 def _dotted(version: int) -> str:

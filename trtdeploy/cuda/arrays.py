@@ -19,6 +19,7 @@ from trtdeploy.errors import DtypeError
 
 _KDL_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 6: "bool"}
+_CAPSULE_NAME = b"dltensor"
 
 
 class DeviceArray:
@@ -83,6 +84,8 @@ def _from_interface(name: str, value: Any, device: Device) -> DeviceArray:
     interface = value.__cuda_array_interface__
     shape = tuple(interface["shape"])
     dtype = np.dtype(interface["typestr"])
+    if interface.get("mask") is not None:
+        raise DtypeError(f"Input {name!r} is a masked array; an engine knows no masks.", hint="Fill in its gaps first.")
     _require_contiguous(name, shape, interface.get("strides"), dtype.itemsize)
     address = int(interface["data"][0])
     device.use()
@@ -98,7 +101,7 @@ def _from_interface(name: str, value: Any, device: Device) -> DeviceArray:
 
 
 def _require_contiguous(name: str, shape: Sequence[int], strides: Sequence[int] | None, itemsize: int) -> None:
-    if strides is None:
+    if strides is None or 0 in shape:
         return
     expected = itemsize
     for size, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
@@ -107,20 +110,26 @@ def _require_contiguous(name: str, shape: Sequence[int], strides: Sequence[int] 
         expected *= size
 
 
-class _DLDevice(ctypes.Structure):
+class DLDevice(ctypes.Structure):
+    """Where a tensor lies."""
+
     _fields_ = (("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32))
 
 
-class _DLDataType(ctypes.Structure):
+class DLDataType(ctypes.Structure):
+    """Its type."""
+
     _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
 
 
-class _DLTensor(ctypes.Structure):
+class DLTensor(ctypes.Structure):
+    """DLPack's description of a tensor: https://dmlc.github.io/dlpack/latest/c_api.html."""
+
     _fields_ = (
         ("data", ctypes.c_void_p),
-        ("device", _DLDevice),
+        ("device", DLDevice),
         ("ndim", ctypes.c_int32),
-        ("dtype", _DLDataType),
+        ("dtype", DLDataType),
         ("shape", ctypes.POINTER(ctypes.c_int64)),
         ("strides", ctypes.POINTER(ctypes.c_int64)),
         ("byte_offset", ctypes.c_uint64),
@@ -144,18 +153,35 @@ def read_capsule(name: str, capsule: Any) -> DeviceArray:
     Raises:
         DtypeError: The array is not contiguous, or has a type that numpy has not.
     """
-    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    get_pointer.restype = ctypes.c_void_p
-    get_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
-    pointer = get_pointer(capsule, b"dltensor")
-    tensor = ctypes.cast(pointer, ctypes.POINTER(_DLTensor)).contents
-    kind = _DLPACK_KINDS.get(tensor.dtype.code)
-    if kind is None or tensor.dtype.lanes != 1:
-        raise DtypeError(f"Input {name!r} has a DLPack type (code {tensor.dtype.code}) that numpy has not.")
-    dtype = np.dtype("bool" if kind == "bool" else f"{kind}{tensor.dtype.bits}")
+    tensor = tensor_of(capsule)
+    dtype = _numpy_dtype(tensor.dtype)
+    if dtype is None:
+        kind = f"code {tensor.dtype.code}, {tensor.dtype.bits} bits"
+        raise DtypeError(
+            f"Input {name!r} has a DLPack type that numpy has not: {kind}.",
+            hint="Convert it first; an engine takes what engine.inputs says.",
+        )
     shape = tuple(tensor.shape[index] for index in range(tensor.ndim))
     strides = None
     if tensor.strides:
         strides = [tensor.strides[index] * dtype.itemsize for index in range(tensor.ndim)]
     _require_contiguous(name, shape, strides, dtype.itemsize)
     return DeviceArray(int(tensor.data or 0) + int(tensor.byte_offset), shape, dtype, capsule)
+
+
+def tensor_of(capsule: Any) -> DLTensor:
+    """Return the description that an unversioned DLPack capsule holds; it lives as long as the capsule."""
+    # an own prototype: to set argtypes on ctypes.pythonapi would change it for everybody
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    pointer = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, _CAPSULE_NAME)
+    return ctypes.cast(pointer, ctypes.POINTER(DLTensor)).contents
+
+
+def _numpy_dtype(kind: DLDataType) -> np.dtype[Any] | None:
+    name = _DLPACK_KINDS.get(kind.code)
+    if name is None or kind.lanes != 1:
+        return None
+    try:
+        return np.dtype("bool" if name == "bool" else f"{name}{kind.bits}")
+    except TypeError:  # 4-bit integers, 8-bit floats
+        return None

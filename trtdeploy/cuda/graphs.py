@@ -51,20 +51,23 @@ def capture(stream: Stream, enqueue: Callable[[], bool]) -> Graph:
         GraphCaptureError: The work cannot be captured; the message says why. The stream can be used as before.
     """
     api, runtime = stream.device.api, stream.device.api.runtime
+    # with another device current the capture would succeed, and be empty
+    stream.device.use()
     # other threads go on calling CUDA: only this one is restricted
     api.call("cudaStreamBeginCapture", stream.native, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-    failure: TrtDeployError | None = None
+    failure: BaseException | None = None
     accepted = False
     try:
         accepted = enqueue()
-    except TrtDeployError as error:
+    except BaseException as error:  # whatever it is, Ctrl-C too: the stream must not stay in capture
         failure = error
-    finally:
-        graph, reason = _end_capture(stream)
+    graph, reason = _end_capture(stream)
     if failure is not None or not accepted or reason:
         if graph is not None:
             api.call("cudaGraphDestroy", graph)
-        why = failure.message if failure is not None else reason or "the work was refused during capture"
+        if failure is not None and not isinstance(failure, Exception):
+            raise failure
+        why = _reason_of(failure) or reason or "the work was refused during capture"
         raise GraphCaptureError(f"The work cannot be captured as a CUDA graph: {why}") from failure
     try:
         if not _count_nodes(api, graph):
@@ -86,6 +89,12 @@ def _end_capture(stream: Stream) -> tuple[Any, str]:
     except CudaError as error:
         api.clear_last_error()
         return None, error.message
+
+
+def _reason_of(failure: BaseException | None) -> str:
+    if failure is None:
+        return ""
+    return failure.message if isinstance(failure, TrtDeployError) else f"{type(failure).__name__}: {failure}"
 
 
 def _count_nodes(api: CudaApi, graph: Any) -> int:

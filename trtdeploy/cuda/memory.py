@@ -63,7 +63,7 @@ class DevicePool:
             "cudaMemPoolSetAttribute",
             self._pool,
             runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold,
-            _as_cuuint64(runtime, release_threshold_bytes),
+            _as_cuuint64(release_threshold_bytes),
         )
 
     @property
@@ -267,12 +267,8 @@ def _copy(device: Device, target: int, source: int, nbytes: int, stream: Stream,
         device.api.call("cudaMemcpyAsync", target, source, nbytes, direction, stream.native)
 
 
-def _as_cuuint64(runtime: Any, value: int) -> Any:
-    """Return a number as cuda-python takes a 64-bit attribute."""
-    return runtime.cuuint64_t(value) if hasattr(runtime, "cuuint64_t") else _driver_cuuint64(value)
-
-
-def _driver_cuuint64(value: int) -> Any:
+def _as_cuuint64(value: int) -> Any:
+    """Return a number as cuda-python takes a 64-bit attribute; it refuses an int."""
     from cuda.bindings import driver
 
     return driver.cuuint64_t(value)

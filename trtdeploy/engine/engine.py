@@ -19,10 +19,10 @@ from trtdeploy.engine.lease import Lease
 from trtdeploy.engine.memory import MemoryReport
 from trtdeploy.engine.pool import FairPool
 from trtdeploy.errors import UsageError
-from trtdeploy.plan import Manifest, read_manifest, read_plan
+from trtdeploy.plan import Manifest, manifest_path, read_manifest, read_plan, read_plan_bytes
 from trtdeploy.runtimes import get_runtime
 from trtdeploy.runtimes.base import ExecutionContext, LoadedEngine, Pending
-from trtdeploy.runtimes.config import LoadOptions
+from trtdeploy.runtimes.config import LoadOptions, RuntimeName
 from trtdeploy.tensors import Array, TensorSpec, check_inputs
 
 
@@ -67,6 +67,7 @@ class Engine:
         timeout_s: float | None = 30.0,
         queue_size: int = 256,
         options: LoadOptions | None = None,
+        without_manifest: RuntimeName | None = None,
     ) -> Engine:
         """Load a plan.
 
@@ -79,6 +80,8 @@ class Engine:
             queue_size: How many requests of ``submit`` and ``ainfer`` may wait for a context.
             options: Which GPU, how much memory and what else a plan for a GPU leaves open; ``threads`` wins over its
                 own.
+            without_manifest: Load a plan that has no manifest, with this runtime: one that trtexec made, say. Nothing
+                can be checked before its bytes reach the deserializer, so do it only with plans that you have built.
 
         Raises:
             PlanCorruptError: Plan or manifest is missing, damaged, or they do not belong together.
@@ -94,6 +97,12 @@ class Engine:
         options = options or LoadOptions()
         if threads is not None:
             options = options.model_copy(update={"threads": threads})
+        if without_manifest is not None and not manifest_path(path).exists():
+            content = read_plan_bytes(path)
+            runtime = get_runtime(without_manifest)
+            manifest = runtime.describe(content, options)
+            loaded = runtime.load(content, manifest, options)
+            return cls(loaded, manifest, contexts=contexts, timeout_s=timeout_s, queue_size=queue_size)
         # The manifest first: it says which runtime may see the bytes, and whether at all.
         manifest = read_manifest(path)
         get_runtime(manifest.runtime.name).check(manifest, options)

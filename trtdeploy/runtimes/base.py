@@ -142,6 +142,16 @@ class Runtime(ABC):
         """
 
     @abstractmethod
+    def describe(self, content: bytes, options: LoadOptions) -> Manifest:
+        """Read from a plan without manifest what it says of itself; this deserializes it.
+
+        Raises:
+            PlanCorruptError: The runtime cannot read it.
+            PlanIncompatibleError: It was built for another version or device.
+            RuntimeUnavailableError: The machine lacks what is needed to read it.
+        """
+
+    @abstractmethod
     def check(self, manifest: Manifest, options: LoadOptions) -> None:
         """Say whether plans of this manifest can run here, before any byte of one is read.
 

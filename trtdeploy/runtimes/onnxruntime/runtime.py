@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
 from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, UsageError
-from trtdeploy.plan import Manifest
+from trtdeploy.plan import DeviceFacts, Manifest, RuntimeFacts, manifest_of_unknown_plan
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan, LoadedEngine, Runtime
 from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name
 from trtdeploy.runtimes.onnxruntime.engine import OnnxRuntimeEngine
-from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
+from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, Session, first_line, make_session
+from trtdeploy.tensors import TensorSpec
 from trtdeploy.timing_cache import TimingCache
 
 if TYPE_CHECKING:
@@ -44,6 +45,16 @@ class OnnxRuntime(Runtime):
             cache = TimingCache(config.timing_cache, mode=config.timing_cache_mode)
         return build_plan(source, config, cache=cache, progress=progress)
 
+    def describe(self, content: bytes, options: LoadOptions) -> Manifest:
+        session = self._session(content, threads=1)
+        return manifest_of_unknown_plan(
+            content,
+            runtime=RuntimeFacts(name="onnxruntime", version=self.version),
+            device=DeviceFacts(kind="cpu", name=processor_name(), capability=instruction_sets()),
+            inputs=tuple(map(_spec, session.get_inputs())),
+            outputs=tuple(map(_spec, session.get_outputs())),
+        )
+
     def check(self, manifest: Manifest, options: LoadOptions) -> None:
         hint = f"Build it again on this machine from {manifest.onnx.file}: trtdeploy build {manifest.onnx.file} -o PLAN"
         if manifest.runtime.version != self.version:
@@ -70,10 +81,21 @@ class OnnxRuntime(Runtime):
         threads = options.threads
         if threads is None:
             threads = manifest.tactic.threads if manifest.tactic else 1
+        session = self._session(content, threads=threads)
+        return OnnxRuntimeEngine(session, manifest.outputs, plan_bytes=len(content))
+
+    def _session(self, content: bytes, *, threads: int) -> Session:
         try:
-            session = make_session(content, threads=threads)
+            return make_session(content, threads=threads)
         except RUNTIME_ERRORS as error:
             raise PlanCorruptError(
                 f"ONNX Runtime {self.version} cannot load the plan: {first_line(error)}", hint="Build it again."
             ) from error
-        return OnnxRuntimeEngine(session, manifest.outputs, plan_bytes=len(content))
+
+
+def _spec(value: Any) -> TensorSpec:
+    """Return what a session says of an input or output: "tensor(float)" and sizes that may be names."""
+    kind = str(value.type).removeprefix("tensor(").removesuffix(")")
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)

@@ -9,13 +9,14 @@ from trtdeploy.cuda.arrays import DeviceArray, import_device_array
 from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import DevicePool
 from trtdeploy.cuda.streams import Stream
-from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, UsageError
+from trtdeploy.errors import UsageError
 from trtdeploy.plan import Manifest
 from trtdeploy.runtimes.base import LoadedEngine
 from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.arena import Arena
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
 from trtdeploy.runtimes.tensorrt.context import TensorRTContext
+from trtdeploy.runtimes.tensorrt.deserialization import deserialize
 from trtdeploy.runtimes.tensorrt.execution_contexts import ContextFactory
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 # Memory that the pool keeps when its buffers are freed, so that a serving process allocates nothing in steady state.
 _KEPT_BYTES = 1 << 30
-_OTHER_VERSION = ("version", "Version tag", "expecting library version")
-_OTHER_DEVICE = ("incompatible device", "compute capability", "expecting compute")
 
 
 class TensorRTEngine(LoadedEngine):
@@ -54,7 +53,7 @@ class TensorRTEngine(LoadedEngine):
         self._device = device
         self._lock = threading.Lock()
         device.use()
-        self._runtime, self._engine = _deserialize(bindings, content, options)
+        self._runtime, self._engine = deserialize(bindings, content, options)
         self._plan_bytes = len(content)
         _set_weight_streaming(self._engine, options)
         self._pool = DevicePool(device, release_threshold_bytes=_KEPT_BYTES)
@@ -116,35 +115,6 @@ class TensorRTEngine(LoadedEngine):
             del self._runtime
             self._pool.close()
             self._import_stream.close()
-
-
-def _deserialize(
-    bindings: Bindings, content: bytes, options: LoadOptions
-) -> tuple[tensorrt.Runtime, tensorrt.ICudaEngine]:
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = bindings.trt
-    title = f"{bindings.flavour.title} {bindings.version}"
-    with bindings.messages.capture() as capture:
-        runtime = trt.Runtime(bindings.messages.logger)
-        runtime.engine_host_code_allowed = options.host_code_allowed
-        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(content)
-        if engine is not None:
-            return runtime, engine
-        if capture.mentions("getEngineHostCodeAllowed"):
-            raise UsageError(
-                "The plan holds host code (it is version-compatible), and that was not allowed.",
-                hint="If you have built it yourself: LoadOptions(host_code_allowed=True).",
-                log_lines=capture.lines,
-            )
-        if any(capture.mentions(words) for words in (*_OTHER_VERSION, *_OTHER_DEVICE)):
-            raise PlanIncompatibleError(
-                f"{title} refuses the plan: it was built for another version or GPU.",
-                hint="Build it again on this machine.",
-                log_lines=capture.lines,
-            )
-        raise PlanCorruptError(f"{title} cannot deserialize the plan.", hint="Build it again.", log_lines=capture.lines)
 
 
 def _set_weight_streaming(engine: tensorrt.ICudaEngine, options: LoadOptions) -> None:

@@ -90,6 +90,11 @@ class TensorRTRuntime(Runtime):
             self.bindings, replace(source, proto=with_named_nodes(source.proto)), config, target, progress=progress
         )
 
+    def describe(self, content: bytes, options: LoadOptions) -> Manifest:
+        from trtdeploy.runtimes.tensorrt.description import describe_plan
+
+        return describe_plan(self.bindings, content, options, _device(options.device))
+
     def check(self, manifest: Manifest, options: LoadOptions) -> None:
         again = f"trtdeploy build {manifest.onnx.file} -o PLAN --runtime {self.name}"
         if not self._same_version(manifest):

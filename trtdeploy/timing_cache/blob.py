@@ -133,6 +133,16 @@ class BlobCache:
             )
         return blob
 
+    def refuse(self, reason: str) -> None:
+        """Set the file aside because the runtime does not want it on this device after all.
+
+        Raises:
+            TimingCacheError: The file cannot be locked, or the mode forbids to set it aside.
+        """
+        with self._store.locked():
+            if self.path.exists():
+                self._set_aside("foreign", reason)
+
     def merge(self, blob: bytes, combine: Combine, validate: Validate) -> bytes:
         """Add a blob to what is on disk now, under one lock, and return the result; forbidden changes write nothing.
 

@@ -161,10 +161,11 @@ def _attach_timing_cache(
         return None
     timing = blobs.open(builder_config, target.cache.load(blobs.entries))
     if not builder_config.set_timing_cache(timing, ignore_mismatch=False):
-        raise TimingCacheError(
-            f"TensorRT refuses the timing cache {config.timing_cache}: it comes from another device or version.",
-            hint="Name another file, or a folder: then each machine gets a file of its own.",
-        )
+        # the same kind of GPU, and yet TensorRT sees another device
+        target.cache.refuse("TensorRT finds that it comes from another device or version")
+        timing = blobs.open(builder_config, b"")
+        if not builder_config.set_timing_cache(timing, ignore_mismatch=False):
+            raise TimingCacheError("TensorRT refuses an empty timing cache that it has just made.")
     if config.timing_cache_mode == "verify":
         if not hasattr(trt.BuilderFlag, "EDITABLE_TIMING_CACHE") or not hasattr(
             trt.BuilderFlag, "ERROR_ON_TIMING_CACHE_MISS"

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BINDINGS := $(VENV)/bindings
 QUICKSTART ?= quickstart
 
 .PHONY: quickstart test lint types unit example clean
@@ -19,8 +20,13 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-unit: $(INSTALLED)
+unit: $(INSTALLED) $(BINDINGS)
 	$(BIN)/python -m pytest
+
+# The Python bindings of TensorRT 10 and 11, without the libraries: what the contract tests hold the code against.
+$(BINDINGS): tests/contract/fetch_bindings.py $(INSTALLED)
+	$(BIN)/python tests/contract/fetch_bindings.py $@
+	touch $@
 
 # The checked-in example, from what `make quickstart` has built; its plan stays out of version control.
 example: $(INSTALLED)

@@ -8,8 +8,8 @@ import threading
 
 import numpy as np
 import pytest
-from fake_cudart import OUT_OF_MEMORY
-from fake_gpu import FakeGpu, batch, batches, expected, linear, nonzero
+from fake_cudart import OUT_OF_MEMORY, FakeViolation
+from fake_gpu import FakeGpu, batch, batches, expected, linear, manifest, nonzero
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -373,3 +373,29 @@ def test_the_version_in_a_header_is_read_before_anything_is_deserialized() -> No
     gpu = FakeGpu(22)
     with pytest.raises(PlanIncompatibleError, match=r"10\.3\.0\.26"):
         describe_plan(gpu.bindings, header, LoadOptions(), gpu.device)
+
+
+@pytest.mark.parametrize("eagerness", [0.0, 0.4])
+def test_outputs_may_stay_on_the_gpu_and_outlive_the_engine(eagerness: float) -> None:
+    gpu = FakeGpu(23, eagerness=eagerness)
+    loaded = gpu.load()
+    engine = Engine(loaded, manifest(linear(), batches((1, 8, 32))), contexts=2, timeout_s=30, queue_size=8)
+    kept = [(one, engine.infer(one, outputs="device")["y"]) for one in (batch(3, index) for index in range(6))]
+    engine.close()
+    del engine, loaded
+    for one, array in kept:
+        assert array.__cuda_array_interface__["shape"] == (3, 64)
+        np.testing.assert_allclose(array.numpy(), expected(one["x"]), atol=1e-4)
+    with pytest.raises(FakeViolation, match="not released"):
+        gpu.assert_clean()
+    del kept, array
+    gpu.assert_clean()
+
+
+def test_an_output_on_the_gpu_is_an_input() -> None:
+    gpu = FakeGpu(24, eagerness=0.1)
+    with gpu.engine() as engine:
+        one = batch(5, 1)
+        middle = engine.infer(one, outputs="device")["y"]
+        np.testing.assert_allclose(engine.infer({"x": middle})["y"], expected(expected(one["x"])), rtol=1e-3, atol=1e-2)
+        del middle

@@ -71,10 +71,26 @@ def show_warnings() -> None:
     """Send warnings of this project, and of nobody else, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    # a runtime's own errors come with the exception that they lead to
-    handler.addFilter(lambda record: not (record.name == "trtdeploy.tensorrt" and record.levelno >= logging.ERROR))
+    handler.addFilter(_RuntimeMessages())
     logging.getLogger("trtdeploy").addHandler(handler)
     logging.getLogger("training").addHandler(handler)
+
+
+class _RuntimeMessages(logging.Filter):
+    """Of what a runtime logs: no errors, which come with the exception that they lead to; and each warning once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name != "trtdeploy.tensorrt":
+            return True
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR or text in self._shown:
+            return False
+        self._shown.add(text)
+        return True
 
 
 def print_json(facts: Any) -> None:

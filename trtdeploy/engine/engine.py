@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -129,12 +129,21 @@ class Engine:
         """How many inferences may run at the same time."""
         return len(self._in_flight_bytes)
 
-    def infer(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> dict[str, Array]:
+    def infer(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        timeout_s: Timeout = _DEFAULT,
+        outputs: Literal["host", "device"] = "host",
+    ) -> dict[str, Any]:
         """Run once in the calling thread and return the outputs by name.
 
         Args:
-            inputs: Arrays by name: numpy, or anything with DLPack in host memory. Dtypes must match exactly.
+            inputs: Arrays by name: numpy, anything with DLPack, or, for a plan on a GPU, with
+                ``__cuda_array_interface__``. Dtypes must match exactly.
             timeout_s: How long to wait for a context; None waits for ever.
+            outputs: "host" gives numpy arrays; "device" leaves them on the GPU, as arrays that CuPy, Numba, PyTorch and
+                JAX read without a copy.
 
         Raises:
             InputError: An input has the wrong name (``InputNameError``), type or dtype (``DtypeError``) or shape
@@ -143,7 +152,7 @@ class Engine:
             EngineClosedError: The engine is closed.
             InferenceError: The runtime failed.
         """
-        return self._run(self._check(inputs), self._seconds(timeout_s))
+        return self._run(self._check(inputs), self._seconds(timeout_s), on_device=outputs == "device")
 
     def submit(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> Future[dict[str, Array]]:
         """Queue one inference and return its future. The inputs are copied: they may be changed at once.
@@ -274,13 +283,16 @@ class Engine:
     def _seconds(self, timeout_s: Timeout) -> float | None:
         return self._timeout_s if isinstance(timeout_s, _EngineDefault) else _checked_seconds(timeout_s)
 
-    def _run(self, arrays: dict[str, Array], timeout_s: float | None, *, slot: int | None = None) -> dict[str, Array]:
+    def _run(
+        self, arrays: dict[str, Array], timeout_s: float | None, *, slot: int | None = None, on_device: bool = False
+    ) -> dict[str, Any]:
         index = self._pool.acquire(timeout_s)
         try:
             self._in_flight_bytes[index] = _nbytes(arrays)
             if slot is not None:
                 self._queued_bytes.pop(slot, None)  # from here on they are in flight
-            return self._contexts[index].execute(arrays)
+            context = self._contexts[index]
+            return context.execute_on_device(arrays) if on_device else context.execute(arrays)
         finally:
             self._in_flight_bytes[index] = 0
             self._pool.release(index)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trtdeploy.errors import InferenceError
+from trtdeploy.errors import InferenceError, UsageError
 from trtdeploy.plan import DeviceFacts, Manifest, PrecisionFacts, TacticFacts
 from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.tensors import Array, ShapeRange
@@ -72,6 +72,17 @@ class ExecutionContext(ABC):
             InferenceError: The runtime failed.
         """
         raise InferenceError(f"{type(self).__name__} cannot start an inference without waiting for it.")
+
+    def execute_on_device(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
+        """Run and leave the outputs where they are computed, as arrays with DLPack and ``__cuda_array_interface__``.
+
+        Raises:
+            UsageError: The context computes on the CPU.
+            InferenceError: The runtime failed.
+        """
+        raise UsageError(
+            "This plan runs on the CPU: there is no device to leave outputs on.", hint='Use outputs="host".'
+        )
 
     @abstractmethod
     def execute_into(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:

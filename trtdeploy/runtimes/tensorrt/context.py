@@ -9,6 +9,7 @@ import numpy as np
 
 from trtdeploy.cuda.arrays import DeviceArray
 from trtdeploy.cuda.device import Device
+from trtdeploy.cuda.exported_array import ExportedArray
 from trtdeploy.cuda.memory import DeviceBuffer, DevicePool, StagingRing, copy_on_device, copy_to_device, copy_to_host
 from trtdeploy.cuda.streams import Stream
 from trtdeploy.errors import InferenceError, ShapeError
@@ -19,6 +20,7 @@ from trtdeploy.runtimes.tensorrt.graphs import GraphRunner
 from trtdeploy.runtimes.tensorrt.io_tensors import EngineTensor, choose_profile, engine_profiles, engine_tensors
 from trtdeploy.runtimes.tensorrt.output_memory import GrowingOutput, make_output_allocator, shape_of
 from trtdeploy.runtimes.tensorrt.pending import TensorRTPending
+from trtdeploy.runtimes.tensorrt.result_memory import ResultMemory
 from trtdeploy.tensors import Array
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class TensorRTContext(ExecutionContext):
         context: TensorRT's own context; this object is its only user.
         device: The GPU.
         pool: Where device memory comes from.
+        results: Where the memory of outputs that stay on the device comes from.
         arena: Scratch memory shared with other contexts; None if the context has its own.
         cuda_graphs: How many CUDA graphs to keep; 0 captures none.
         streams_weights: Whether weights are copied during inference.
@@ -51,6 +54,7 @@ class TensorRTContext(ExecutionContext):
         *,
         device: Device,
         pool: DevicePool,
+        results: ResultMemory,
         arena: Arena | None,
         cuda_graphs: int,
         streams_weights: bool,
@@ -59,6 +63,7 @@ class TensorRTContext(ExecutionContext):
         self._context = context
         self._device = device
         self._pool = pool
+        self._results = results
         self._arena = arena
         tensors = engine_tensors(bindings, engine)
         self._inputs = [tensor for tensor in tensors if tensor.is_input]
@@ -101,18 +106,26 @@ class TensorRTContext(ExecutionContext):
             outputs[name][...] = array
 
     def start(self, inputs: Mapping[str, Array]) -> TensorRTPending:
-        self._device.use()
-        with self._bindings.messages.capture() as capture:
-            self._set_shapes(inputs)
-            self._copy_in(inputs)
-            self._place_outputs()
-            if not self._enqueue():
-                raise InferenceError(
-                    "TensorRT failed to enqueue the inference.",
-                    hint="Its log is below; trtdeploy doctor looks at driver and GPU.",
-                    log_lines=capture.lines,
-                )
+        self._compute(inputs)
         return self._copy_out()
+
+    def execute_on_device(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
+        self._compute(inputs)
+        results: dict[str, Any] = {}
+        for tensor in self._outputs:
+            if tensor.on_host:
+                self._stream.synchronize()
+                results[tensor.name] = self._host_values[tensor.name].copy()
+                continue
+            shape, address = self._placed(tensor)
+            nbytes = int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize
+            # A copy within the device costs little; an output written in place would need a new address in every
+            # inference, and no CUDA graph could be replayed.
+            memory = self._results.give(nbytes, self._stream)
+            copy_on_device(self._device, memory.address, address, nbytes, self._stream)
+            results[tensor.name] = ExportedArray(memory.address, shape, tensor.dtype, memory, device=self._device)
+        self._stream.synchronize()
+        return results
 
     def memory(self) -> dict[str, int]:
         """Return the bytes that this context holds, by owner."""
@@ -138,6 +151,27 @@ class TensorRTContext(ExecutionContext):
         self._staged_inputs.close()
         self._staged_outputs.close()
         self._stream.close()
+
+    def _compute(self, inputs: Mapping[str, Array]) -> None:
+        """Enqueue all up to the results, which then lie in this context's own memory."""
+        self._device.use()
+        with self._bindings.messages.capture() as capture:
+            self._set_shapes(inputs)
+            self._copy_in(inputs)
+            self._place_outputs()
+            if not self._enqueue():
+                raise InferenceError(
+                    "TensorRT failed to enqueue the inference.",
+                    hint="Its log is below; trtdeploy doctor looks at driver and GPU.",
+                    log_lines=capture.lines,
+                )
+
+    def _placed(self, tensor: EngineTensor) -> tuple[tuple[int, ...], int]:
+        """Return shape and address of an output on the device."""
+        if tensor.name in self._growing:
+            output = self._growing[tensor.name][1]
+            return shape_of(tensor.name, output), output.buffer.address if output.buffer is not None else 0
+        return self._output_shapes[tensor.name], self._buffers[tensor.name].address
 
     def _set_shapes(self, inputs: Mapping[str, Array]) -> None:
         """Tell TensorRT the shapes if they differ from the last ones; the profile before them."""
@@ -251,12 +285,8 @@ class TensorRTContext(ExecutionContext):
         shapes = dict(self._output_shapes)
         sources: dict[str, int] = {}
         for tensor in self._outputs:
-            if tensor.name in self._growing:
-                output = self._growing[tensor.name][1]
-                shapes[tensor.name] = shape_of(tensor.name, output)
-                sources[tensor.name] = output.buffer.address if output.buffer is not None else 0
-            elif not tensor.on_host:
-                sources[tensor.name] = self._buffers[tensor.name].address
+            if not tensor.on_host:
+                shapes[tensor.name], sources[tensor.name] = self._placed(tensor)
         results = {t.name: np.empty(shapes[t.name], t.dtype) for t in self._outputs}
         offsets, total = _layout({name: array for name, array in results.items() if name in sources})
         slot = self._staged_outputs.take(total)

@@ -18,6 +18,7 @@ from trtdeploy.runtimes.tensorrt.bindings import Bindings
 from trtdeploy.runtimes.tensorrt.context import TensorRTContext
 from trtdeploy.runtimes.tensorrt.deserialization import deserialize
 from trtdeploy.runtimes.tensorrt.execution_contexts import ContextFactory
+from trtdeploy.runtimes.tensorrt.result_memory import ResultMemory
 
 if TYPE_CHECKING:
     import tensorrt
@@ -58,6 +59,7 @@ class TensorRTEngine(LoadedEngine):
         _set_weight_streaming(self._engine, options)
         self._pool = DevicePool(device, release_threshold_bytes=_KEPT_BYTES)
         self._import_stream = Stream(device)
+        self._results = ResultMemory(device)
         self._factory = ContextFactory(bindings, self._engine, options, device)
         self._arena: Arena | None = None
         if options.activations == "shared":
@@ -73,6 +75,7 @@ class TensorRTEngine(LoadedEngine):
                 self._factory.create(),
                 device=self._device,
                 pool=self._pool,
+                results=self._results,
                 arena=self._arena,
                 cuda_graphs=0 if self._factory.captures_graphs_itself else self._options.cuda_graphs,
                 streams_weights=self._factory.streams_weights,
@@ -92,7 +95,8 @@ class TensorRTEngine(LoadedEngine):
         with self._lock:
             report = {
                 "plan": self._plan_bytes,
-                "device pool, not in use": self._pool.reserved_bytes - self._pool.used_bytes,
+                "device pool, not in use": self._pool.reserved_bytes - self._pool.used_bytes + self._results.kept_bytes,
+                "outputs on the device that somebody holds": self._results.used_bytes,
             }
             if self._arena is not None:
                 report["activations, shared"] = self._arena.nbytes
@@ -114,6 +118,7 @@ class TensorRTEngine(LoadedEngine):
             del self._engine
             del self._runtime
             self._pool.close()
+            self._results.close()
             self._import_stream.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtdeploy.errors import TimingCacheError
+from trtdeploy.errors import RuntimeUnavailableError, TimingCacheError
 from trtdeploy.runtimes.tensorrt.bindings import Bindings, load_bindings
 
 if TYPE_CHECKING:
@@ -13,14 +13,13 @@ if TYPE_CHECKING:
 _REFUSALS = ("Failed to deserialize timing cache", "Magic tag does not match", "Timing cache header mismatch")
 
 
-def combine_blobs(runtime_name: str, first: bytes, second: bytes) -> bytes:
-    """Merge two timing caches of one machine and version.
+def timing_blobs(runtime_name: str) -> TimingBlobs:
+    """Return what reads the timing caches of a runtime.
 
     Raises:
-        RuntimeUnavailableError: The library is not installed, or cannot make a builder here.
-        TimingCacheError: One is no timing cache, or they do not belong together.
+        RuntimeUnavailableError: Its library is not installed.
     """
-    return TimingBlobs(load_bindings(runtime_name)).combine(first, second)
+    return TimingBlobs(load_bindings(runtime_name))
 
 
 class TimingBlobs:
@@ -84,5 +83,8 @@ class TimingBlobs:
             import tensorrt as trt
         else:
             trt = self._bindings.trt
-        builder = trt.Builder(self._bindings.messages.logger)
+        try:
+            builder = trt.Builder(self._bindings.messages.logger)
+        except (RuntimeError, TypeError) as error:
+            raise RuntimeUnavailableError(f"{self._title} cannot make a builder here: {error}.") from error
         return builder, builder.create_builder_config()

@@ -3,8 +3,8 @@
     python -m benchmarks.cache_soak [--processes 8] [--builds 20] [--kill-share 0.3] [--seed 0]
 
 Each process builds small models, all of them different, with ONNX Runtime's tactics on one cache file, and notes each
-build that has reported success. A random share of the processes is killed with SIGKILL at random moments and replaced. In
-the end every noted build must find its timings in the cache, and no file may be damaged or left over.
+build that has reported success. A random share of the processes is killed with SIGKILL at random moments and replaced.
+In the end every noted build must find its timings in the cache, and no file may be damaged or left over.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from trtdeploy.tensors import Array
 
 WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Attributes of newer opsets that change what Q/DQ computes; such constants are left to the runtime.
-_NOT_FOLDED = ("block_size", "output_dtype", "precision")
+NOT_PLAIN = ("block_size", "output_dtype", "precision")
 
 
 class Graph:
@@ -25,19 +25,22 @@ class Graph:
         self.producer = {output: node for node in graph.node for output in node.output if output}
         self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in graph.node:
-            for name in [*node.input, *_outer_names(node)]:
+            for name in [*node.input, *outer_names(node)]:
                 self.consumers[name].append(node)
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
 
     def constant(self, name: str) -> Array | None:
-        """Return the value of an initializer or a Constant node's output, else None."""
+        """Return the value of an initializer or a Constant node's output, also behind Identity nodes, else None."""
+        node = self.producer.get(name)
+        while node is not None and node.op_type == "Identity":  # torch gives the second of two equal constants one
+            name = node.input[0]
+            node = self.producer.get(name)
         if name in self._initializers:
             return _array(self._initializers[name])
-        node = self.producer.get(name)
         if node is not None and node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    return _array(attribute.t)
+            for entry in node.attribute:
+                if entry.name == "value":
+                    return _array(entry.t)
         return None
 
     def maker(self, name: str, op_type: str) -> onnx.NodeProto | None:
@@ -108,7 +111,7 @@ def fold_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     for node in folded.graph.node:
         if node.op_type != "DequantizeLinear":
             continue
-        values = _dequantized_constant(graph, node)
+        values = dequantized_constant(graph, node)
         if values is not None:
             replaced[node.output[0]] = values
     nodes = [node for node in folded.graph.node if not any(name in replaced for name in node.output)]
@@ -120,34 +123,43 @@ def fold_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
 
 
 def remove_unused(graph: onnx.GraphProto) -> None:
-    """Drop nodes and initializers that no output depends on."""
+    """Drop nodes, initializers and recorded shapes that no output depends on."""
     needed = {output.name for output in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
         if any(output in needed for output in node.output):
             kept.append(node)
             needed.update(node.input)
-            needed.update(_outer_names(node))
+            needed.update(outer_names(node))
     del graph.node[:]
     graph.node.extend(reversed(kept))
     initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
     del graph.initializer[:]
     graph.initializer.extend(initializers)
+    made = {output for node in graph.node for output in node.output}
+    shapes = [value for value in graph.value_info if value.name in made]
+    del graph.value_info[:]
+    graph.value_info.extend(shapes)
+
+
+def opset_version(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that the model uses; 0 if it names none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def _array(tensor: onnx.TensorProto) -> Array:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
-def _outer_names(node: onnx.NodeProto) -> set[str]:
+def outer_names(node: onnx.NodeProto) -> set[str]:
     """Return every name that the node's subgraphs read: some come from the enclosing graph."""
     names: set[str] = set()
-    for attribute in node.attribute:
-        for subgraph in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+    for entry in node.attribute:
+        for subgraph in [entry.g] if entry.HasField("g") else list(entry.graphs):
             names.update(output.name for output in subgraph.output)
             for inner in subgraph.node:
                 names.update(inner.input)
-                names |= _outer_names(inner)
+                names |= outer_names(inner)
     return names
 
 
@@ -162,36 +174,54 @@ def _is_constant_weight(graph: Graph, name: str) -> bool:
     return graph.constant(quantize.input[0] if quantize is not None else source) is not None
 
 
-def _dequantized_constant(graph: Graph, dequantize: onnx.NodeProto) -> Array | None:
-    """Return what a DequantizeLinear of a constant computes, or None if its input is not constant."""
+def quantized_constant(graph: Graph, quantize: onnx.NodeProto) -> Array | None:
+    """Return the codes that a QuantizeLinear of a float32 constant computes, else None.
+
+    Round half to even, then saturate (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html).
+
+    Raises:
+        ModelError: A scale or zero-point has an impossible shape.
+    """
+    if any(int_attribute(quantize, name, 0) for name in NOT_PLAIN):
+        return None
+    weights = graph.constant(quantize.input[0])
+    scale = graph.constant(quantize.input[1])
+    zero_point = _zero_point(graph, quantize)
+    if (
+        weights is None
+        or weights.dtype != np.float32
+        or scale is None
+        or zero_point is None
+        or zero_point.dtype not in (np.int8, np.uint8)
+    ):
+        return None
+    limits = np.iinfo(zero_point.dtype)
+    axis = int_attribute(quantize, "axis", 1)
+    with np.errstate(all="ignore"):
+        rounded = np.rint(weights / _along_axis(scale, weights, axis))
+    if np.isnan(rounded).any():  # ONNX does not say what their codes are
+        return None
+    codes = np.clip(rounded + _along_axis(zero_point, weights, axis), limits.min, limits.max)
+    return codes.astype(zero_point.dtype)
+
+
+def dequantized_constant(graph: Graph, dequantize: onnx.NodeProto) -> Array | None:
+    """Return what a DequantizeLinear of a constant computes, or None if its input is not constant.
+
+    Raises:
+        ModelError: A scale or zero-point has an impossible shape.
+    """
     scale = graph.constant(dequantize.input[1])
-    if scale is None or any(_attribute(dequantize, name, 0) for name in _NOT_FOLDED):
+    if scale is None or any(int_attribute(dequantize, name, 0) for name in NOT_PLAIN):
         return None
     codes = graph.constant(dequantize.input[0])
     if codes is None:
         quantize = graph.maker(dequantize.input[0], "QuantizeLinear")
-        if quantize is None or any(_attribute(quantize, name, 0) for name in _NOT_FOLDED):
-            return None
-        weights = graph.constant(quantize.input[0])
-        quantize_scale = graph.constant(quantize.input[1])
-        zero_point = _zero_point(graph, quantize)
-        if (
-            weights is None
-            or weights.dtype != np.float32
-            or quantize_scale is None
-            or zero_point is None
-            or zero_point.dtype not in (np.int8, np.uint8)
-        ):
-            return None
-        limits = np.iinfo(zero_point.dtype)
-        axis = _attribute(quantize, "axis", 1)
-        with np.errstate(all="ignore"):
-            rounded = np.rint(weights / _along_axis(quantize_scale, weights, axis))
-        if np.isnan(rounded).any():  # ONNX does not say what their codes are
-            return None
-        codes = np.clip(rounded + _along_axis(zero_point, weights, axis), limits.min, limits.max)
+        codes = quantized_constant(graph, quantize) if quantize is not None else None
+    if codes is None:
+        return None
     zero_point = _zero_point(graph, dequantize)
-    axis = _attribute(dequantize, "axis", 1)
+    axis = int_attribute(dequantize, "axis", 1)
     offset = 0 if zero_point is None else _along_axis(zero_point.astype(np.float32), codes, axis)
     values: Array = ((codes.astype(np.float32) - offset) * _along_axis(scale, codes, axis)).astype(scale.dtype)
     return values
@@ -215,8 +245,9 @@ def _along_axis(values: Array, target: Array, axis: int) -> Array:
     return values.reshape([-1 if index == axis else 1 for index in range(target.ndim)])
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return int(attribute.i)
+def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """Return an integer attribute of a node."""
+    for candidate in node.attribute:
+        if candidate.name == name:
+            return int(candidate.i)
     return default

@@ -1,307 +1,277 @@
-"""Dynamic ranges to explicit Q/DQ and back: one form for both of TensorRT's INT8 modes.
+"""Dynamic ranges to explicit Q/DQ and back.
 
-The form: one pair per tensor and scale, ``<tensor>/QuantizeLinear`` and ``<tensor>/DequantizeLinear`` with constants
-``<tensor>/scale`` and ``<tensor>/zero_point``, right before the first node that reads it. Activations have one scale
-per tensor, weights one per output channel, all symmetric INT8.
+TensorRT 11 and TensorRT-RTX take no dynamic ranges: the same scales then stand in the model as Q/DQ. Whether they come
+from a file of ranges or from a model that has Q/DQ already, equal scales make the same model: for every explicit model
+``e`` whose Q/DQ is on the inputs of weighted layers,
+
+    canonical_qdq(e) == quantize_with_ranges(without_qdq(e), ranges_of(e))
+
+node for node and bit for bit. ``ranges_of`` also has the scales of weights that are not amax / 127, as QAT leaves them;
+JSON keeps them, a calibration cache cannot. What no file of ranges says, and ``canonical_qdq`` keeps, is Q/DQ in front
+of other layers, such as the additions of skip connections.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
-from trtdeploy.errors import QuantizationError
-from trtdeploy.onnxgraph.dynamic_ranges import INT8_MAX, DynamicRanges
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, fold_weights, node_name, remove_unused
+from trtdeploy.errors import ModelError, QuantizationError
+from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND, DynamicRanges
+from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name, opset_version
+from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, pairs, put_in, take_out
 from trtdeploy.tensors import Array
 
 logger = logging.getLogger(__name__)
 
-_OLDEST_OPSET = 13  # the first whose QuantizeLinear has an axis
+SMALLEST_AMAX = np.float32(1e-8)
+"""Stands for the smaller amax of a dead channel, whose scale of 0 TensorRT refuses; calibration uses the same."""
+
+LOWEST_OPSET = 13
+"""The first whose QuantizeLinear has an axis, which per-channel weights need."""
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """How one input of a node is quantized: scale, and the axis if there is one per channel."""
+class RangesApplied:
+    """A model with Q/DQ from dynamic ranges, and what became of its layers.
 
-    scale: Array
-    axis: int | None
+    Attributes:
+        model: The model.
+        quantized: Names of the weighted layers that have Q/DQ now.
+        left_float: Why a weighted layer has none, by name.
+        unknown: Names in the ranges that are no tensor of the model.
+    """
 
-    @property
-    def key(self) -> tuple[bytes, int | None]:
-        return self.scale.tobytes(), self.axis
-
-
-_Edge = tuple[int, int]
-"""Index of a node in the graph without Q/DQ, and of its input."""
+    model: onnx.ModelProto
+    quantized: tuple[str, ...]
+    left_float: dict[str, str]
+    unknown: tuple[str, ...]
 
 
 def quantize_with_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> onnx.ModelProto:
-    """Give every weighted layer whose input has a range Q/DQ on input and weights.
+    """Return the model with Q/DQ from dynamic ranges; see ``apply_ranges``. What stays float is logged."""
+    applied = apply_ranges(model, ranges)
+    if applied.unknown:
+        logger.warning(
+            "%d of %d tensors in the ranges are not in the model, for example %s",
+            len(applied.unknown),
+            len(ranges.scales) + len(ranges.weight_scales),
+            ", ".join(applied.unknown[:3]),
+        )
+    for name, reason in applied.left_float.items():
+        logger.warning("%s stays in float: %s", name, reason)
+    return applied.model
 
-    Scales of weights are the largest absolute value per output channel over 127; a channel of zeros gets the smallest
-    positive scale that is a normal number, as scales must be positive.
 
-    Returns:
-        A new model.
+def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied:
+    """Put Q/DQ on input and weights of every Conv, ConvTranspose, Gemm and MatMul whose input has a range.
+
+    Only there: a calibration cache has a range for every tensor, and Q/DQ elsewhere breaks TensorRT's fusions ("by
+    default do not quantize their outputs", TensorRT's recommendations for Q/DQ placement). Activations are quantized
+    per tensor with the given scales, weights per output channel with amax / 127 or the given ones, all symmetric INT8.
+
+    Args:
+        model: A float model of opset 13 or later; its weights are initializers or Constant nodes.
+        ranges: Scales by name of the ONNX tensor. Ranges of other tensors than the inputs of weighted layers are not
+            used.
 
     Raises:
-        QuantizationError: The model has Q/DQ already, its opset is too old, or no layer gets any.
+        QuantizationError: The model has Q/DQ already or too old an opset; no layer or no name of the ranges matches;
+            given scales of a weight are not one per output channel.
+        ModelError: A weight is not finite.
     """
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
-        raise QuantizationError(
-            "The model has Q/DQ already; dynamic ranges would quantize it twice.",
-            hint="Leave out --ranges to use its Q/DQ, or give the float model.",
-        )
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if opset < _OLDEST_OPSET:
-        raise QuantizationError(
-            f"The model has opset {opset}; Q/DQ per channel needs {_OLDEST_OPSET} or later.",
-            hint="Export it with a newer opset, or convert it: onnx.version_converter.",
-        )
+    _require_float_model(model)
     graph = Graph(model.graph)
-    edges: dict[_Edge, _Pair] = {}
-    left: list[str] = []
-    for index, node in enumerate(model.graph.node):
-        weight_index = _weight_input(graph, node)
-        if weight_index is None:
-            continue
-        scale = ranges.scales.get(node.input[1 - weight_index])
-        if scale is None:
-            left.append(node_name(node))
-            continue
-        weights = graph.constant(node.input[weight_index])
-        axis = _output_channel_axis(node, weight_index, weights)
-        edges[index, 1 - weight_index] = _Pair(np.float32(scale).reshape(()), None)
-        scales = ranges.weight_scales.get(node.input[weight_index])
-        edges[index, weight_index] = _Pair(_weight_scales(weights, axis) if scales is None else scales, axis)
-    if not edges:
-        known = set(graph.producer) | {value.name for value in model.graph.input}
-        found = len(known & set(ranges.scales))
+    known = {name for node in model.graph.node for name in [*node.input, *node.output]}
+    unknown = tuple(name for name in [*ranges.scales, *ranges.weight_scales] if name not in known)
+    if not known.intersection(ranges.scales):
         raise QuantizationError(
-            f"No layer gets Q/DQ: {found} of {len(ranges.scales)} ranges belong to a tensor of the model, and none "
-            "of them to the input of a layer with constant weights.",
-            hint="Ranges belong to the model that they were calibrated on; tensor names must match.",
+            f"None of the {len(ranges.scales)} tensors in the ranges is in the model; they name {_some(unknown)}, the "
+            f"model has {_some(_activations(model))}.",
+            hint="Ranges belong to the model that they were found on: export and calibrate the same one.",
         )
-    if left:
-        logger.warning("%d layers have no range for their input and stay float: %s", len(left), ", ".join(left[:5]))
-    return _insert(model, edges)
-
-
-def canonical_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the same model with its Q/DQ in the form that ``quantize_with_ranges`` makes.
-
-    Scales stay as they are, those of the weights too.
-
-    Raises:
-        QuantizationError: A scale is not a constant.
-    """
-    stripped, edges = _strip(model)
-    return _insert(stripped, edges)
-
-
-def without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the float model: every Q/DQ pair taken out, and weights that are stored as codes as floats."""
-    return _strip(model)[0]
+    sites: dict[Site, Quantizer] = {}
+    quantized: list[str] = []
+    left_float: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type not in WEIGHTED_OPS or node.domain not in ("", "ai.onnx"):
+            continue
+        found = _quantizers(graph, node, ranges)
+        if isinstance(found, str):
+            if found:
+                left_float[node_name(node)] = found
+            continue
+        sites.update(found)
+        quantized.append(node_name(node))
+    if not quantized:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_float.items())[:3])
+        raise QuantizationError(
+            f"The ranges quantize no layer of the model ({reasons or 'it has no layer with constant weights'}).",
+            hint="Give a range for the input of at least one Conv, ConvTranspose, Gemm or MatMul.",
+        )
+    return RangesApplied(put_in(model, sites), tuple(quantized), left_float, unknown)
 
 
 def ranges_of(model: onnx.ModelProto) -> DynamicRanges:
-    """Return the ranges of an explicitly quantized model's activations, and of weights that have others than their own.
+    """Return the scales of a model with Q/DQ, by the name of the float tensor.
+
+    Of the weights of weighted layers only those that are not amax / 127 per output channel.
 
     Raises:
-        QuantizationError: A tensor is quantized with two different scales, or per channel.
+        QuantizationError: No activation has Q/DQ, a tensor has two scales, or a pair is not symmetric INT8 per tensor.
     """
-    stripped, edges = _strip(model)
-    graph = Graph(stripped.graph)
     scales: dict[str, np.float32] = {}
-    weight_scales: dict[str, Array] = {}
-    for (index, position), pair in edges.items():
-        node = stripped.graph.node[index]
-        tensor = node.input[position]
-        weights = graph.constant(tensor)
-        if weights is not None:
-            if pair.axis is not None and _weight_input(graph, node) == position:
-                natural = _weight_scales(weights, _output_channel_axis(node, position, weights))
-                if not np.array_equal(natural, pair.scale):
-                    weight_scales[tensor] = pair.scale
+    for pair in pairs(Graph(model.graph)):
+        if pair.is_constant:
             continue
-        if pair.axis is not None or pair.scale.size != 1:
+        name = node_name(pair.dequantize)
+        if pair.quantizer is None or pair.quantizer.axis is not None:
+            reason = pair.oddity or "it has a scale per channel"
+            raise QuantizationError(f"The Q/DQ pair {name} of tensor {pair.tensor!r} is no dynamic range: {reason}.")
+        scale = np.float32(pair.quantizer.scale)
+        if scales.setdefault(pair.tensor, scale) != scale:
             raise QuantizationError(
-                f"Tensor {tensor!r} is an activation with a scale per channel; a range is one per tensor."
+                f"Tensor {pair.tensor!r} is quantized with two scales, {scales[pair.tensor]} and {scale} ({name}); a "
+                "file of dynamic ranges holds one."
             )
-        scale = np.float32(pair.scale.reshape(()))
-        if scales.setdefault(tensor, scale) != scale:
-            raise QuantizationError(
-                f"Tensor {tensor!r} is quantized with scales {scales[tensor]:g} and {scale:g}; there is room for one.",
-                hint="Calibrate it once, with one quantizer for all who read it.",
-            )
-    return DynamicRanges(scales, weight_scales)
+    if not scales:
+        raise QuantizationError("The model has no Q/DQ on an activation, so it has no dynamic ranges.")
+    return DynamicRanges(scales, _unusual_weight_scales(model))
 
 
-def _weight_input(graph: Graph, node: onnx.NodeProto) -> int | None:
-    """Return which input of a weighted layer is its constant weights."""
-    if node.op_type not in WEIGHTED_OPS:
-        return None
-    if graph.constant(node.input[1]) is not None:
-        return 1
-    if node.op_type in ("Gemm", "MatMul") and graph.constant(node.input[0]) is not None:
-        return 0
-    return None
+def without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without any Q/DQ; weights are float again.
+
+    Weights that are stored as codes become the floats that the codes stand for; the original ones are not known.
+
+    Raises:
+        QuantizationError: INT8 codes come from, or go to, something else than Q/DQ.
+    """
+    stripped, _ = take_out(model, lambda _: True)
+    rest = [node_name(node) for node in stripped.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    if rest:
+        raise QuantizationError(f"The codes of {_some(rest)} are read by something else than a DequantizeLinear.")
+    return stripped
 
 
-def _output_channel_axis(node: onnx.NodeProto, weight_index: int, weights: Array | None) -> int:
-    """Return the axis of the weights that counts output channels."""
-    rank = 2 if weights is None else weights.ndim
+def canonical_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the same computation with its Q/DQ in the form that ``quantize_with_ranges`` gives it.
+
+    Names, constants, order and the sharing of pairs change; results do not, by a single bit. Weights that are stored as
+    codes become floats with Q/DQ, and a bias of INT32 codes becomes float, which TensorRT wants. Pairs that are not
+    symmetric INT8 stay as they are, for ``quantization_check`` to judge.
+    """
+    stripped, sites = take_out(model, lambda pair: pair.quantizer is not None or pair.is_bias)
+    return put_in(stripped, sites)
+
+
+def weight_scale(weight: Array, axis: int | None) -> Array:
+    """Return amax / 127 of a float32 weight per channel of ``axis``, or of all of it; shape (channels,) or ().
+
+    Source: pytorch-quantization and TensorRT take the maximum for weights. A dead channel gets the scale of an amax of
+    1e-8, as training gives it.
+    """
+    if axis is None:
+        amax = np.abs(weight).max(initial=0)
+    else:
+        amax = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis), initial=0)
+    scale: Array = np.maximum(amax, SMALLEST_AMAX, dtype=np.float32) / np.float32(INT8_BOUND)
+    return scale.reshape(()) if scale.size == 1 else scale
+
+
+def channel_axis(node: onnx.NodeProto, position: int, rank: int) -> int | None:
+    """Return the output-channel axis of the weight of a weighted op; None where it has none.
+
+    Source: the weight layouts of https://onnx.ai/onnx/operators/: Conv (M, C/group, ...), ConvTranspose (C, M/group,
+    ...), Gemm (K, N) or with transB (N, K), MatMul (..., K, N), or (..., M, K) where the weight comes first.
+
+    Args:
+        node: The op.
+        position: Which of its inputs the weight is, 0 or 1.
+        rank: Number of dimensions of the weight.
+    """
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
         return 1
-    name, rows = ("transB", 0) if weight_index == 1 else ("transA", 1)
-    transposed = any(attribute.name == name and attribute.i for attribute in node.attribute)
     if node.op_type == "Gemm":
-        return rows if transposed else 1 - rows
-    return max(rank - 1, 0) if weight_index == 1 else max(rank - 2, 0)
+        return 0 if int_attribute(node, "transB", 0) else 1
+    if rank < 2:
+        return None  # the only axis is the one that is summed over
+    return rank - 1 if position == 1 else rank - 2
 
 
-def _weight_scales(weights: Array | None, axis: int) -> Array:
-    if weights is None or weights.ndim == 0:
-        raise QuantizationError("A layer's weights are a scalar; there is nothing to quantize per channel.")
-    others = tuple(index for index in range(weights.ndim) if index != axis)
-    amax = np.abs(weights.astype(np.float32)).max(axis=others)
-    scales: Array = np.maximum((amax.astype(np.float64) / INT8_MAX).astype(np.float32), np.finfo(np.float32).tiny)
+def _quantizers(graph: Graph, node: onnx.NodeProto, ranges: DynamicRanges) -> dict[Site, Quantizer] | str:
+    """Return the quantizers of a layer's input and weights; or why it stays float, "" if it has no constant weights."""
+    constant = [graph.constant(name) is not None for name in node.input[:2]]
+    if not any(constant):
+        return ""
+    if all(constant):
+        return "both of its inputs are constants"
+    position = constant.index(True)
+    if position == 0 and node.op_type != "MatMul":
+        return "its first input is the constant one"
+    activation, weight_name = node.input[1 - position], node.input[position]
+    scale = ranges.scales.get(activation)
+    if scale is None:
+        return f"its input {activation!r} has no range"
+    weight = graph.constant(weight_name)
+    if weight is None or weight.dtype != np.float32:
+        return "its weights are not float32"
+    if not np.isfinite(weight).all():
+        raise ModelError(f"The weights {weight_name!r} of {node_name(node)} are not finite.")
+    axis = channel_axis(node, position, weight.ndim)
+    of_weight = ranges.weight_scales.get(weight_name, weight_scale(weight, axis))
+    if of_weight.ndim and (axis is None or len(of_weight) != weight.shape[axis]):
+        raise QuantizationError(
+            f"The ranges have {len(of_weight)} scales for the weights {weight_name!r} of {node_name(node)}, whose "
+            f"shape is {list(weight.shape)} with the output channels on axis {axis}."
+        )
+    output = node.output[0]
+    return {
+        (output, 1 - position): Quantizer(activation, np.asarray(scale)),
+        (output, position): Quantizer(weight_name, of_weight, axis if of_weight.ndim else None),
+    }
+
+
+def _unusual_weight_scales(model: onnx.ModelProto) -> dict[str, Array]:
+    stripped, sites = take_out(model, lambda pair: pair.quantizer is not None)
+    graph = Graph(stripped.graph)
+    scales: dict[str, Array] = {}
+    for (output, position), quantizer in sites.items():
+        node = graph.producer[output]
+        weight = graph.constant(quantizer.tensor)
+        if weight is None or node.op_type not in WEIGHTED_OPS or position > 1:
+            continue
+        usual = weight_scale(weight, channel_axis(node, position, weight.ndim))
+        if usual.shape == quantizer.scale.shape and usual.tobytes() == quantizer.scale.tobytes():
+            continue
+        if scales.setdefault(quantizer.tensor, quantizer.scale).tobytes() != quantizer.scale.tobytes():
+            raise QuantizationError(f"Weight {quantizer.tensor!r} is quantized in two ways; ranges hold one.")
     return scales
 
 
-def _strip(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[_Edge, _Pair]]:
-    """Take all Q/DQ pairs out and say how each edge was quantized."""
-    stripped = onnx.ModelProto()
-    stripped.CopyFrom(_with_float_codes(model))
-    graph = Graph(stripped.graph)
-    outputs = {output.name for output in stripped.graph.output}
-    replaced: dict[str, tuple[str, _Pair]] = {}
-    dropped: set[str] = set()
-    for node in stripped.graph.node:
-        if node.op_type != "DequantizeLinear" or node.output[0] in outputs:
-            continue
-        quantize = graph.maker(node.input[0], "QuantizeLinear")
-        if quantize is None:
-            continue
-        scale = graph.constant(node.input[1])
-        if scale is None:
-            raise QuantizationError(f"The scale of {node_name(node)} is computed at run time; it must be a constant.")
-        axis = next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 1)
-        replaced[node.output[0]] = (quantize.input[0], _Pair(scale, axis if scale.ndim else None))
-        dropped.update((node.output[0], quantize.output[0]))
-    kept = [node for node in stripped.graph.node if not any(name in dropped for name in node.output)]
-    edges: dict[tuple[str, int], _Pair] = {}
-    for node in kept:
-        for position, name in enumerate(node.input):
-            if name in replaced:
-                source, pair = replaced[name]
-                while source in replaced:  # a pair behind a pair: the inner one decides
-                    source, pair = replaced[source]
-                node.input[position] = source
-                edges[node.output[0], position] = pair
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del stripped.graph.node[:]
-    stripped.graph.node.extend(nodes)
-    remove_unused(stripped.graph)
-    where = {node.output[0]: index for index, node in enumerate(stripped.graph.node) if node.output}
-    return stripped, {(where[output], position): pair for (output, position), pair in edges.items() if output in where}
-
-
-def _with_float_codes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn weights that are stored as INT8 codes into float constants behind a Q/DQ pair of the same scale."""
-    graph = Graph(model.graph)
-    stored = [
-        node
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear" and graph.constant(node.input[0]) is not None
-    ]
-    if not stored:
-        return model
-    folded, _ = fold_weights(_only_dequantizers(model, stored))
-    values = {tensor.name: tensor for tensor in folded.graph.initializer}
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    nodes: list[onnx.NodeProto] = []
-    for node in changed.graph.node:
-        if node.output and node.output[0] in values and node.op_type == "DequantizeLinear":
-            source = f"{node.input[0]}/float"
-            weights = onnx.TensorProto()
-            weights.CopyFrom(values[node.output[0]])
-            weights.name = source
-            changed.graph.initializer.append(weights)
-            quantize = helper.make_node(
-                "QuantizeLinear", [source, *node.input[1:]], [f"{source}/codes"], name=f"{source}/QuantizeLinear"
+def _require_float_model(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith("QLinear"):
+            raise QuantizationError(
+                f"The model is quantized already ({node.op_type} {node_name(node)}), and ranges are for a float model.",
+                hint="Build it as it is, with --precision explicit and without --ranges.",
             )
-            quantize.attribute.extend(attribute for attribute in node.attribute if attribute.name == "axis")
-            nodes.append(quantize)
-            node.input[0] = f"{source}/codes"
-        nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del changed.graph.node[:]
-    changed.graph.node.extend(copies)
-    return changed
+    version = opset_version(model)
+    if version < LOWEST_OPSET:
+        raise QuantizationError(
+            f"The model uses opset {version}; Q/DQ with a scale per channel needs opset {LOWEST_OPSET} or later.",
+            hint="Export it again with a newer opset, or convert it with onnx.version_converter.",
+        )
 
 
-def _only_dequantizers(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """Return a model of these nodes alone, whose outputs are its own."""
-    small = onnx.ModelProto()
-    small.opset_import.extend(model.opset_import)
-    small.graph.initializer.extend(model.graph.initializer)
-    small.graph.node.extend(node for node in model.graph.node if node.op_type == "Constant")
-    small.graph.node.extend(nodes)
-    small.graph.output.extend(helper.make_empty_tensor_value_info(node.output[0]) for node in nodes)
-    return small
+def _activations(model: onnx.ModelProto) -> list[str]:
+    return [*(value.name for value in model.graph.input), *(node.output[0] for node in model.graph.node if node.output)]
 
 
-def _insert(model: onnx.ModelProto, edges: Mapping[_Edge, _Pair]) -> onnx.ModelProto:
-    """Put Q/DQ on edges; equal pairs of one tensor are shared."""
-    quantized = onnx.ModelProto()
-    quantized.CopyFrom(model)
-    made: dict[tuple[str, tuple[bytes, int | None]], str] = {}
-    per_tensor: dict[str, int] = {}
-    nodes: list[onnx.NodeProto] = []
-    for index, node in enumerate(quantized.graph.node):
-        for position, tensor in enumerate(node.input):
-            pair = edges.get((index, position))
-            if pair is None:
-                continue
-            if (tensor, pair.key) not in made:
-                count = per_tensor[tensor] = per_tensor.get(tensor, 0) + 1
-                prefix = tensor if count == 1 else f"{tensor}/{count}"
-                nodes += _make_pair(quantized.graph, tensor, prefix, pair)
-                made[tensor, pair.key] = f"{prefix}/dequantized"
-            node.input[position] = made[tensor, pair.key]
-        nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del quantized.graph.node[:]
-    quantized.graph.node.extend(copies)
-    return quantized
-
-
-def _make_pair(graph: onnx.GraphProto, tensor: str, prefix: str, pair: _Pair) -> list[onnx.NodeProto]:
-    scale, zero = f"{prefix}/scale", f"{prefix}/zero_point"
-    graph.initializer.append(numpy_helper.from_array(pair.scale, scale))
-    graph.initializer.append(numpy_helper.from_array(np.zeros(pair.scale.shape, np.int8), zero))
-    attributes: dict[str, Any] = {} if pair.axis is None else {"axis": pair.axis}
-    codes = f"{prefix}/quantized"
-    return [
-        helper.make_node(
-            "QuantizeLinear", [tensor, scale, zero], [codes], name=f"{prefix}/QuantizeLinear", **attributes
-        ),
-        helper.make_node(
-            "DequantizeLinear",
-            [codes, scale, zero],
-            [f"{prefix}/dequantized"],
-            name=f"{prefix}/DequantizeLinear",
-            **attributes,
-        ),
-    ]
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")

@@ -88,7 +88,8 @@ def make_config(manifest: Manifest, name: str, options: PackageOptions) -> Any:
         config.output.add(name=spec.name, data_type=_data_type(pb, spec), dims=_dims(spec, batched=batched))
     if manifest.labels is not None and len(config.output) == 1:
         config.output[0].label_filename = LABELS_FILE
-    kind = pb.ModelInstanceGroup.KIND_GPU if on_tensorrt else pb.ModelInstanceGroup.KIND_CPU
+    on_gpu = manifest.device.kind == "gpu"  # TensorRT-RTX has no backend of its own: the Python backend runs it
+    kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
     group = config.instance_group.add(count=options.instances, kind=kind)
     if on_tensorrt and len(manifest.profiles) > 1:
         # Triton's TensorRT backend makes a context for the first profile only unless they are listed

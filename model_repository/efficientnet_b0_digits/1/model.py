@@ -8,6 +8,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trtdeploy import Engine, TrtDeployError
+from trtdeploy.runtimes.config import LoadOptions
 
 
 class TritonPythonModel:
@@ -18,7 +19,10 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         contexts = int(config["parameters"]["trtdeploy.contexts"]["string_value"])
         self.batched = int(config["max_batch_size"]) > 0
-        self.engine = Engine.load(Path(__file__).with_name("engine.plan"), contexts=contexts)
+        # Triton says which GPU an instance is for; the model has to go there by itself
+        device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+        plan = Path(__file__).with_name("engine.plan")
+        self.engine = Engine.load(plan, contexts=contexts, options=LoadOptions(device=device))
         self.names = [spec.name for spec in self.engine.inputs]
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -86,7 +86,9 @@ class ContextFactory:
             wanted = strategies.WHOLE_GRAPH_CAPTURE if options.cuda_graphs else strategies.DISABLED
             config.cuda_graph_strategy = wanted
             self.captures_graphs_itself = True
-        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy") and hasattr(
+            config, "dynamic_shapes_kernel_specialization_strategy"
+        ):
             choices = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = {
                 "lazy": choices.LAZY,
@@ -94,8 +96,6 @@ class ContextFactory:
                 "none": choices.NONE,
             }[options.kernel_specialization]
         if options.runtime_cache is not None:
-            if not hasattr(config, "create_runtime_cache"):
-                raise UsageError(f"{self._bindings.flavour.title} {self._bindings.version} has no runtime cache.")
             store = runtime_cache_of(self._bindings, device, options.runtime_cache)
             self._runtime_cache = RtxRuntimeCache(config, store)
         return config
@@ -105,7 +105,7 @@ class RtxRuntimeCache:
     """The kernels that TensorRT-RTX compiles on this GPU, kept between processes."""
 
     def __init__(self, config: tensorrt.IRuntimeConfig, store: BlobCache) -> None:
-        if not hasattr(config, "create_runtime_cache"):
+        if not hasattr(config, "create_runtime_cache") or not hasattr(config, "set_runtime_cache"):
             raise UsageError("This version of TensorRT-RTX has no runtime cache.")
         self._config = config
         self._store = store

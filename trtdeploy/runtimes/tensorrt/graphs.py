@@ -13,7 +13,7 @@ from trtdeploy.errors import GraphCaptureError
 logger = logging.getLogger(__name__)
 
 _BEFORE_CAPTURE = 2
-"""Plain runs of a shape before it is captured: TensorRT prepares in the first, and a shape seen once may not return."""
+"""Plain runs of a shape before it is captured: one that was seen once may not return."""
 _REMEMBERED = 256
 
 
@@ -59,21 +59,28 @@ class GraphRunner:
         if graph is not None:
             self._cache.launch(graph, stream)
             return True
-        count = self._seen.get(key, 0) + 1
-        if count <= _BEFORE_CAPTURE:
-            if len(self._seen) >= _REMEMBERED:
-                self._seen.clear()
-            self._seen[key] = count
-            return enqueue()
+        if not enqueue():
+            return False
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
+        self._seen[key] = self._seen.get(key, 0) + 1
+        if self._seen[key] >= _BEFORE_CAPTURE:
+            self._capture(key, stream, enqueue)
+        return True
+
+    def _capture(self, key: Hashable, stream: Stream, enqueue: Callable[[], bool]) -> None:
+        """Capture for the next time, right after a plain run.
+
+        TensorRT does what a new shape or profile asks for in the first enqueue after it, and that cannot be captured:
+        so the enqueue before has to have been one of this very key.
+        """
+        if self._cache is None:
+            return
         try:
-            graph = capture(stream, enqueue)
+            self._cache.put(key, capture(stream, enqueue))
         except GraphCaptureError as error:
             self.forbid(error.message)
             logger.info("no CUDA graphs: %s", error.message)
-            return enqueue()
-        self._cache.put(key, graph)
-        self._cache.launch(graph, stream)
-        return True
 
     def report(self) -> dict[str, int | str]:
         """Return counts, and the reason if there are no graphs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtdeploy.errors import RuntimeUnavailableError, UsageError
 from trtdeploy.runtimes.config import BuildConfig
@@ -120,7 +120,7 @@ def _apply_hardware_compatibility(bindings: Bindings, config: BuildConfig, targe
 
 
 def _apply_compute_capabilities(bindings: Bindings, config: BuildConfig, target: tensorrt.IBuilderConfig) -> None:
-    if not hasattr(target, "set_compute_capability"):
+    if not hasattr(target, "set_compute_capability") or not hasattr(target, "num_compute_capabilities"):
         raise refused(
             bindings,
             "choice of compute capabilities",
@@ -145,7 +145,7 @@ def _apply_compute_capabilities(bindings: Bindings, config: BuildConfig, target:
             )
 
 
-def known_compute_capabilities(bindings: Bindings) -> dict[str, object]:
+def known_compute_capabilities(bindings: Bindings) -> dict[str, Any]:
     """Return the targets of a TensorRT-RTX by their usual names: "8.9" for SM89, and "current"."""
     if TYPE_CHECKING:
         import tensorrt as trt
@@ -153,7 +153,7 @@ def known_compute_capabilities(bindings: Bindings) -> dict[str, object]:
         trt = bindings.trt
     if not hasattr(trt, "ComputeCapability"):
         return {}
-    known: dict[str, object] = {}
+    known: dict[str, Any] = {}
     for name, member in trt.ComputeCapability.__members__.items():
         if match := re.fullmatch(r"SM(\d+)(\d)", name):
             known[f"{match[1]}.{match[2]}"] = member

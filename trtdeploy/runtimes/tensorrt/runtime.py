@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # What TensorRT-RTX builds for unless told otherwise, and "later":
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
-_RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0+")
+RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0+")
 
 
 class TensorRTRuntime(Runtime):
@@ -44,7 +44,7 @@ class TensorRTRuntime(Runtime):
             device = _device(0)
         except RuntimeUnavailableError:
             return False
-        return name != "tensorrt-rtx" or _is_target(device.capability, ",".join(_targets(bindings)))
+        return name != "tensorrt-rtx" or is_target(device.capability, ",".join(_targets(bindings)))
 
     @property
     def version(self) -> str:
@@ -76,7 +76,7 @@ class TensorRTRuntime(Runtime):
                 hint="Leave out --timing-cache; LoadOptions.runtime_cache keeps the compiled kernels.",
             )
         built_for = self._built_for(config, device)
-        if device is not None and not _is_target(device.capability, built_for.capability):
+        if device is not None and not is_target(device.capability, built_for.capability):
             reason = f"the plan is for compute capability {built_for.capability}, this GPU has {device.capability}."
         from trtdeploy.runtimes.tensorrt.stores import timing_cache_of
 
@@ -110,7 +110,7 @@ class TensorRTRuntime(Runtime):
                 f"The plan runs on a GPU, by {self.title}: {error.message}",
                 hint=error.hint or "Run it on a machine with a GPU, or build for ONNX Runtime.",
             ) from error
-        if not _is_target(device.capability, manifest.device.capability):
+        if not is_target(device.capability, manifest.device.capability):
             raise PlanIncompatibleError(
                 f"The plan was built for compute capability {manifest.device.capability} ({manifest.device.name}); "
                 f"this GPU, {device.name}, has {device.capability}.",
@@ -158,10 +158,10 @@ def _device(ordinal: int) -> Device:
 
 
 def _targets(bindings: Bindings) -> tuple[str, ...]:
-    return _RTX_TARGETS if bindings.flavour.name == "tensorrt-rtx" else ()
+    return RTX_TARGETS if bindings.flavour.name == "tensorrt-rtx" else ()
 
 
-def _is_target(capability: str, targets: str) -> bool:
+def is_target(capability: str, targets: str) -> bool:
     """Say whether "8.9" is in "8.0,8.9,12.0+", where a plus takes in everything later."""
     here = tuple(map(int, capability.split(".")))
     for target in filter(None, targets.split(",")):

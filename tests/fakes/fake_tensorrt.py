@@ -66,6 +66,9 @@ def make_fake_tensorrt(
     class ExecutionContextAllocationStrategy(enum.Enum):
         STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
+    class ProfilingVerbosity(enum.Enum):
+        LAYER_NAMES_ONLY, NONE, DETAILED = range(3)
+
     class IOutputAllocator:
         pass
 
@@ -309,7 +312,7 @@ def make_fake_tensorrt(
     trt.Builder = type("Builder", (), {})
     for value in (
         *(ILogger, TensorIOMode, TensorLocation, DataType, ExecutionContextAllocationStrategy),
-        *(IOutputAllocator, ICudaEngine, IExecutionContext, Runtime),
+        *(ProfilingVerbosity, IOutputAllocator, ICudaEngine, IExecutionContext, Runtime),
     ):
         setattr(trt, value.__name__, value)
     return trt  # type: ignore[no-any-return]

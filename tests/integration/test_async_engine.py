@@ -395,6 +395,7 @@ def test_an_output_on_the_gpu_is_an_input() -> None:
     gpu = FakeGpu(24, eagerness=0.1)
     with gpu.engine() as engine:
         one = batch(5, 1)
-        middle = engine.infer(one, outputs="device")["y"]
+        with engine.lease() as lease:
+            middle = lease.execute(one, outputs="device")["y"]
         np.testing.assert_allclose(engine.infer({"x": middle})["y"], expected(expected(one["x"])), rtol=1e-3, atol=1e-2)
         del middle

@@ -22,6 +22,7 @@ from trtdeploy.errors import (
     InputNameError,
     ShapeError,
     TrtDeployError,
+    UsageError,
 )
 from trtdeploy.plan import Plan
 
@@ -209,3 +210,13 @@ def test_two_leases_have_different_contexts() -> None:
     with engine, engine.lease() as one, engine.lease() as other:
         assert one._context is not other._context
         assert {one._context, other._context} == set(loaded.made)
+
+
+def test_a_plan_on_the_cpu_has_no_device_to_leave_outputs_on(qdq_plan: Plan) -> None:
+    inputs = {"input": np.zeros((1, 3, 32, 32), np.float32)}
+    with Engine.load(qdq_plan.path) as engine:
+        with pytest.raises(UsageError, match="no device"):
+            engine.infer(inputs, outputs="device")
+        with engine.lease() as lease, pytest.raises(UsageError, match="no device"):
+            lease.execute(inputs, outputs="device")
+        assert engine.infer(inputs)["logits"].shape == (1, 10)

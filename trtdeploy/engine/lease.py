@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,8 +38,12 @@ class Lease:
         self._import_array = import_array
         self._context: ExecutionContext | None = context
 
-    def execute(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+    def execute(self, inputs: Mapping[str, Any], *, outputs: Literal["host", "device"] = "host") -> dict[str, Any]:
         """Run once; the outputs are new arrays.
+
+        Args:
+            inputs: Arrays by name, on the host or on the engine's GPU.
+            outputs: "host" gives numpy arrays, "device" leaves them on the GPU; see ``Engine.infer``.
 
         Raises:
             InputError: An input has the wrong name, type, dtype or shape.
@@ -47,7 +51,8 @@ class Lease:
             EngineClosedError: The lease has ended.
         """
         context = self._live_context()
-        return context.execute(check_inputs(as_arrays(inputs, self._import_array), self.inputs, self._profiles))
+        arrays = check_inputs(as_arrays(inputs, self._import_array), self.inputs, self._profiles)
+        return context.execute_on_device(arrays) if outputs == "device" else context.execute(arrays)
 
     def execute_into(self, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
         """Run once and write every output into an array of the caller: nothing is allocated or copied.

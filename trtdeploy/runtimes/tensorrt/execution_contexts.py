@@ -56,6 +56,7 @@ class ContextFactory:
                     hint="Use fewer contexts, activations='shared', or smaller profiles.",
                     log_lines=capture.lines,
                 )
+        self._quiet(context)
         return context
 
     def close(self) -> None:
@@ -65,6 +66,15 @@ class ContextFactory:
             self._runtime_cache = None
         self._config = None
         del self._engine
+
+    def _quiet(self, context: tensorrt.IExecutionContext) -> None:
+        """Emit no NVTX ranges: plans have details for the inspector, which would cost time at every enqueue."""
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = self._bindings.trt
+        if hasattr(context, "nvtx_verbosity"):
+            context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
 
     def _strategy(self) -> tensorrt.ExecutionContextAllocationStrategy:
         if TYPE_CHECKING:

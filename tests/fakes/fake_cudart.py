@@ -17,18 +17,25 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 ALIGNMENT = 256
-SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_PERMITTED, INVALIDATED = 0, 1, 2, 900, 901
+SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE, INVALID_HANDLE, NOT_READY = 0, 1, 2, 101, 400, 600
+NOT_PERMITTED, INVALIDATED, ISOLATION = 900, 901, 905
 _NAMES = {
     INVALID_VALUE: "cudaErrorInvalidValue",
     OUT_OF_MEMORY: "cudaErrorMemoryAllocation",
+    INVALID_DEVICE: "cudaErrorInvalidDevice",
+    INVALID_HANDLE: "cudaErrorInvalidResourceHandle",
+    NOT_READY: "cudaErrorNotReady",
     NOT_PERMITTED: "cudaErrorStreamCaptureUnsupported",
     INVALIDATED: "cudaErrorStreamCaptureInvalidated",
+    ISOLATION: "cudaErrorStreamCaptureIsolation",
 }
+DEFAULT_STREAMS = (1, 2)  # cudaStreamLegacy, cudaStreamPerThread
+_NEVER_FAIL = ("cudaMemPoolProps", "cudaGetErrorName", "cudaGetErrorString", "cudaGetLastError")
 Clock = dict[str, int]
 Span = tuple[int, int]
 
@@ -45,7 +52,10 @@ class Region:
     nbytes: int
     kind: str
     memory: np.ndarray[Any, Any]
+    device: int = 0
+    pool: int | None = None
     freed: bool = False
+    free_asked: bool = False
     # last write, and last read of each actor since: (first byte, end) -> (actor, its time)
     accesses: list[tuple[int, int, bool, str, int]] = field(default_factory=list)
 
@@ -58,6 +68,9 @@ class Work:
     run: Callable[[], None]
     reads: Sequence[Span] = ()
     writes: Sequence[Span] = ()
+    # called when it is queued, which for captured work is at each launch; what it returns, just before it runs
+    promise: Callable[[], Callable[[], None]] = lambda: lambda: None
+    check: Callable[[], None] = lambda: None
     known: Clock = field(default_factory=dict)
     waits_for: Work | None = None
     done: bool = False
@@ -81,27 +94,29 @@ class FakeCudart:
 
     Args:
         seed: Of the schedule.
-        memory_bytes: What the device has.
+        memory_bytes: What a device has.
         eagerness: How likely it is that some work runs at each call, from 0 (only when waited for) to 1.
+        devices: How many there are.
     """
 
-    def __init__(self, seed: int = 0, *, memory_bytes: int = 1 << 30, eagerness: float = 0.3) -> None:
+    def __init__(self, seed: int = 0, *, memory_bytes: int = 1 << 30, eagerness: float = 0.3, devices: int = 1) -> None:
         self.violations: list[str] = []
         self.calls: defaultdict[str, int] = defaultdict(int)
         self.allocations = 0
         self._random = random.Random(seed)
         self._eagerness = eagerness
         self._memory_bytes = memory_bytes
+        self._devices = devices
         self._lock = threading.RLock()
         self._handles = itertools.count(0x1000)
         self._regions: list[Region] = []
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Stream] = {handle: Stream(f"default stream {handle}") for handle in DEFAULT_STREAMS}
         self._events: dict[int, Work | None] = {}
         self._graphs: dict[int, list[Work]] = {}
         self._executables: dict[int, list[Work]] = {}
-        self._pools: dict[int, int] = {}
+        self._pools: dict[int, int] = {}  # bytes that each has taken from the device
         self._host_clocks: defaultdict[str, Clock] = defaultdict(dict)
-        self._device = threading.local()
+        self._thread = threading.local()  # its current device, its last error
         self._failures: dict[str, int] = {}
         self.cudaMemPoolProps = lambda: SimpleNamespace(location=SimpleNamespace())
         self.cudaMemAllocationType = SimpleNamespace(cudaMemAllocationTypePinned=1)
@@ -111,13 +126,19 @@ class FakeCudart:
             cudaMemcpyHostToDevice="to device", cudaMemcpyDeviceToHost="to host", cudaMemcpyDeviceToDevice="on device"
         )
         self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-        self.cuuint64_t = int
 
     # What tests use
 
     def fail_next(self, function: str, error: int = OUT_OF_MEMORY) -> None:
         """Let the next call of a function fail."""
+        if not hasattr(self, function):
+            raise AttributeError(f"there is no {function}")
         self._failures[function] = error
+
+    @property
+    def last_error(self) -> int:
+        """What this thread's next cudaGetLastError would say, and hand on to whoever asks."""
+        return getattr(self._thread, "last_error", SUCCESS)
 
     def array_at(self, address: int, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return memory as an array."""
@@ -151,7 +172,7 @@ class FakeCudart:
             live = [f"{region.nbytes} bytes ({region.kind})" for region in self._regions if not region.freed]
             for what, count in (
                 ("memory", len(live)),
-                ("streams", len(self._streams)),
+                ("streams", len(self._streams) - len(DEFAULT_STREAMS)),
                 ("events", len(self._events)),
                 ("graphs", len(self._graphs) + len(self._executables)),
                 ("pools", len(self._pools)),
@@ -162,7 +183,7 @@ class FakeCudart:
     # Device
 
     def cudaGetDeviceCount(self) -> tuple[int, int]:
-        return SUCCESS, 1
+        return SUCCESS, self._devices
 
     def cudaDriverGetVersion(self) -> tuple[int, int]:
         return SUCCESS, 13000
@@ -170,19 +191,27 @@ class FakeCudart:
     cudaRuntimeGetVersion = cudaDriverGetVersion
 
     def cudaGetErrorName(self, error: int) -> tuple[int, bytes]:
-        return SUCCESS, _NAMES[error].encode()
+        return SUCCESS, _NAMES.get(error, "cudaErrorUnknown").encode()
 
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
         return SUCCESS, b"a fake error"
 
     def cudaGetLastError(self) -> tuple[int]:
-        return (SUCCESS,)
+        error, self._thread.last_error = self.last_error, SUCCESS
+        return (error,)
 
     def cudaSetDevice(self, ordinal: int) -> tuple[int]:
-        self._device.current = ordinal
+        if not 0 <= ordinal < self._devices:
+            return (INVALID_DEVICE,)
+        self._thread.device = ordinal
         return (SUCCESS,)
 
+    def cudaGetDevice(self) -> tuple[int, int]:
+        return SUCCESS, getattr(self._thread, "device", 0)
+
     def cudaGetDeviceProperties(self, ordinal: int) -> tuple[int, Any]:
+        if not 0 <= ordinal < self._devices:
+            return INVALID_DEVICE, None
         properties = SimpleNamespace(name=b"Fake GPU\0", major=9, minor=0, totalGlobalMem=self._memory_bytes)
         return SUCCESS, properties
 
@@ -190,7 +219,10 @@ class FakeCudart:
         return SUCCESS, self._memory_bytes - self._live_bytes("device"), self._memory_bytes
 
     def cudaPointerGetAttributes(self, address: int) -> tuple[int, Any]:
-        return SUCCESS, SimpleNamespace(device=0)
+        for region in self._regions:
+            if region.address <= address < region.address + region.nbytes:
+                return SUCCESS, SimpleNamespace(device=region.device, type=2 if region.kind == "device" else 1)
+        return SUCCESS, SimpleNamespace(device=-2, type=0)  # host memory that CUDA does not know
 
     # Memory
 
@@ -216,26 +248,39 @@ class FakeCudart:
         return (SUCCESS,)
 
     def cudaMemPoolGetAttribute(self, pool: int, attribute: int) -> tuple[int, int]:
+        if pool not in self._pools:
+            self._violate("a pool is asked that does not exist")
+            return INVALID_VALUE, 0
         return SUCCESS, self._pools[pool]
 
     def cudaMemPoolDestroy(self, pool: int) -> tuple[int]:
         with self._called("cudaMemPoolDestroy") as error:
-            self._pools.pop(pool)
+            if self._pools.pop(pool, None) is None:
+                self._violate("a pool was destroyed that does not exist")
+                return (INVALID_VALUE,)
+            if any(region.pool == pool and not region.free_asked for region in self._regions):
+                self._violate("a pool was destroyed while memory of it was in use")
             return (error,)
 
     def cudaMallocFromPoolAsync(self, nbytes: int, pool: int, stream: int) -> tuple[int, int]:
-        error, address = self._allocate("cudaMallocFromPoolAsync", nbytes, "device")
+        error, address = self._allocate("cudaMallocFromPoolAsync", nbytes, "device", pool)
         with self._lock:
             if error == SUCCESS:
-                self._pools[pool] += nbytes
+                live = sum(r.nbytes for r in self._regions if r.pool == pool and not r.free_asked)
+                self._pools[pool] = max(self._pools[pool], live)  # what was freed is used again, as far as it goes
                 self._give(stream, Work("allocation", lambda: None, writes=[(address, nbytes)]))
         return error, address
 
     def cudaFreeAsync(self, address: int, stream: int) -> tuple[int]:
         with self._called("cudaFreeAsync") as error:
             region = self._region_of(address, 1, "cudaFreeAsync")
-            if region is None:
+            if region is None or region.pool is None or region.address != address:
+                self._violate("cudaFreeAsync was given an address that no allocation from a pool has")
                 return (INVALID_VALUE,)
+            if region.free_asked:
+                self._violate("memory of a pool was freed twice")
+                return (INVALID_VALUE,)
+            region.free_asked = True
 
             def free() -> None:
                 region.freed = True
@@ -251,19 +296,24 @@ class FakeCudart:
                 wanted = "pinned" if kind == where else "device"
                 if region is not None and region.kind != wanted:
                     self._violate(f"a copy {kind} has an end in {region.kind} memory")
-            promised = None
-            if kind == "to device":
+
+            def promise() -> Callable[[], None]:
+                if kind == "to host":
+                    self.array_at(target, (nbytes,), np.uint8)[...] = 0xCD  # whoever reads too early gets this
+                if kind != "to device":
+                    return lambda: None
                 promised = self.array_at(source, (nbytes,), np.uint8).tobytes()
-            if kind == "to host":
-                self.array_at(target, (nbytes,), np.uint8)[...] = 0xCD  # whoever reads too early gets this
+
+                def check() -> None:
+                    if self.array_at(source, (nbytes,), np.uint8).tobytes() != promised:
+                        self._violate("pinned memory was changed while a copy from it was under way")
+
+                return check
 
             def copy() -> None:
-                data = self.array_at(source, (nbytes,), np.uint8)
-                if promised is not None and data.tobytes() != promised:
-                    self._violate("pinned memory was changed while a copy from it was under way")
-                self.array_at(target, (nbytes,), np.uint8)[...] = data
+                self.array_at(target, (nbytes,), np.uint8)[...] = self.array_at(source, (nbytes,), np.uint8)
 
-            self._give(stream, Work(f"copy {kind}", copy, [(source, nbytes)], [(target, nbytes)]))
+            self._give(stream, Work(f"copy {kind}", copy, [(source, nbytes)], [(target, nbytes)], promise))
             return (error,)
 
     # Streams and events
@@ -278,6 +328,9 @@ class FakeCudart:
 
     def cudaStreamDestroy(self, handle: int) -> tuple[int]:
         with self._called("cudaStreamDestroy") as error:
+            if handle not in self._streams or handle in DEFAULT_STREAMS:
+                self._violate("a stream was destroyed that does not exist, or is CUDA's own")
+                return (INVALID_HANDLE,)
             if self._streams[handle].queue:
                 self._violate("a stream was destroyed with work in it")
             del self._streams[handle]
@@ -287,6 +340,9 @@ class FakeCudart:
         with self._called("cudaStreamSynchronize") as error:
             if self._forbidden_in_capture():
                 return (NOT_PERMITTED,)
+            if handle not in self._streams:
+                self._violate("the host waits for a stream that does not exist")
+                return (INVALID_HANDLE,)
             stream = self._streams[handle]
             while stream.queue:
                 self._run_one_towards(stream.queue[-1])
@@ -295,10 +351,17 @@ class FakeCudart:
 
     def cudaStreamWaitEvent(self, handle: int, event: int, flags: int) -> tuple[int]:
         with self._called("cudaStreamWaitEvent") as error:
+            if event not in self._events:
+                self._violate("a stream waits for an event that does not exist")
+                return (INVALID_HANDLE,)
             record = self._events[event]
             if record is None:
                 self._violate("a stream waits for an event that was never recorded")
                 return (error,)
+            stream = self._streams.get(handle)
+            if stream is not None and stream.captured is not None and record not in stream.captured:
+                stream.invalidated = True
+                return (ISOLATION,)
             self._give(handle, Work("wait", lambda: None, waits_for=record))
             return (error,)
 
@@ -312,11 +375,17 @@ class FakeCudart:
 
     def cudaEventDestroy(self, event: int) -> tuple[int]:
         with self._called("cudaEventDestroy") as error:
+            if event not in self._events:
+                self._violate("an event was destroyed that does not exist")
+                return (INVALID_HANDLE,)
             del self._events[event]
             return (error,)
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
         with self._called("cudaEventRecord") as error:
+            if event not in self._events:
+                self._violate("an event was recorded that does not exist")
+                return (INVALID_HANDLE,)
             record = Work("record", lambda: None)
             self._events[event] = record
             self._give(stream, record)
@@ -326,6 +395,9 @@ class FakeCudart:
         with self._called("cudaEventSynchronize") as error:
             if self._forbidden_in_capture():
                 return (NOT_PERMITTED,)
+            if event not in self._events:
+                self._violate("the host waits for an event that does not exist")
+                return (INVALID_HANDLE,)
             record = self._events[event]
             if record is None:
                 self._violate("the host waits for an event that was never recorded")
@@ -357,7 +429,7 @@ class FakeCudart:
             self._graphs[graph] = captured
             return error, graph
 
-    def cudaGraphGetNodes(self, graph: int, count: int) -> tuple[int, list[Any], int]:
+    def cudaGraphGetNodes(self, graph: int, numNodes: int = 0) -> tuple[int, list[Any], int]:
         return SUCCESS, [], len(self._graphs[graph])
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
@@ -374,7 +446,10 @@ class FakeCudart:
 
     def cudaGraphExecDestroy(self, executable: int) -> tuple[int]:
         with self._called("cudaGraphExecDestroy") as error:
-            work = self._executables.pop(executable)
+            work = self._executables.pop(executable, None)
+            if work is None:
+                self._violate("a graph was destroyed that does not exist")
+                return (INVALID_VALUE,)
             runs = {id(queued.run) for stream in self._streams.values() for queued in stream.queue}
             if any(id(part.run) in runs for part in work):
                 self._violate("a graph was destroyed while it was still to run")
@@ -382,11 +457,32 @@ class FakeCudart:
 
     def cudaGraphLaunch(self, executable: int, handle: int) -> tuple[int]:
         with self._called("cudaGraphLaunch") as error:
+            if executable not in self._executables:
+                self._violate("a graph was launched that does not exist")
+                return (INVALID_VALUE,)
             for work in self._executables[executable]:
-                self._give(handle, Work(f"graph: {work.name}", work.run, work.reads, work.writes))
+                self._give(handle, Work(f"graph: {work.name}", work.run, work.reads, work.writes, work.promise))
             return (error,)
 
     # How it works
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if not name.startswith("cuda") or not callable(value) or name in _NEVER_FAIL:
+            return value
+
+        def function(*arguments: Any) -> Any:
+            error = self._failures.pop(name, SUCCESS)
+            if error:
+                self.calls[name] += 1
+                values = len(get_args(get_type_hints(value)["return"])) - 1
+                answer = (error, *[0] * values)
+            else:
+                answer = value(*arguments)
+            self._remember(answer[0])
+            return answer
+
+        return function
 
     def _called(self, function: str) -> _Call:
         return _Call(self, function)
@@ -394,14 +490,18 @@ class FakeCudart:
     def _enter(self, function: str) -> int:
         self._lock.acquire()
         self.calls[function] += 1
-        if getattr(self._device, "current", None) is None:
+        if getattr(self._thread, "device", None) is None:
             self._violate(f"{function} was called in a thread where no device is current")
         while self._random.random() < self._eagerness and self._run_one():
             pass
-        return self._failures.pop(function, SUCCESS)
+        return SUCCESS
 
     def _leave(self) -> None:
         self._lock.release()
+
+    def _remember(self, error: int) -> None:
+        if error not in (SUCCESS, NOT_READY):
+            self._thread.last_error = error
 
     def _violate(self, text: str) -> None:
         self.violations.append(text)
@@ -414,17 +514,22 @@ class FakeCudart:
                 stream.invalidated = found = True
         return found
 
-    def _allocate(self, function: str, nbytes: int, kind: str) -> tuple[int, int]:
+    def _allocate(self, function: str, nbytes: int, kind: str, pool: int | None = None) -> tuple[int, int]:
         with self._called(function) as error:
             if error != SUCCESS:
                 return error, 0
+            if pool is None and self._forbidden_in_capture():
+                return NOT_PERMITTED, 0
             if self._live_bytes(kind) + nbytes > self._memory_bytes:
                 return OUT_OF_MEMORY, 0
             self.allocations += 1
             raw = np.full(nbytes + ALIGNMENT, 0xAA, np.uint8)
             address = -(-raw.ctypes.data // ALIGNMENT) * ALIGNMENT
             start = address - raw.ctypes.data
-            self._regions.append(Region(address, nbytes, kind, raw[start : start + nbytes]))
+            region = Region(
+                address, nbytes, kind, raw[start : start + nbytes], getattr(self._thread, "device", 0), pool
+            )
+            self._regions.append(region)
             return SUCCESS, address
 
     def _live_bytes(self, kind: str) -> int:
@@ -435,7 +540,8 @@ class FakeCudart:
         with self._lock:
             self.calls[function] += 1
             region = self._region_of(address, 1, function)
-            if region is None:
+            if region is None or region.address != address or region.pool is not None:
+                self._violate(f"{function} was given an address that it cannot free")
                 return (INVALID_VALUE,)
             for stream in self._streams.values():
                 for work in stream.queue:
@@ -469,6 +575,7 @@ class FakeCudart:
         clock = self._host_clocks[name]
         clock[name] = clock.get(name, 0) + 1
         work.known = dict(clock)
+        work.check = work.promise()
         stream.queue.append(work)
 
     def _run_one(self) -> bool:
@@ -493,6 +600,7 @@ class FakeCudart:
             self._access(stream, work, span, writes=False)
         for span in work.writes:
             self._access(stream, work, span, writes=True)
+        work.check()
         work.run()
         work.clock = dict(stream.clock)
         work.done = True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -399,3 +401,72 @@ def test_an_output_on_the_gpu_is_an_input() -> None:
             middle = lease.execute(one, outputs="device")["y"]
         np.testing.assert_allclose(engine.infer({"x": middle})["y"], expected(expected(one["x"])), rtol=1e-3, atol=1e-2)
         del middle
+
+
+def test_a_started_inference_cannot_be_cancelled_and_never_keeps_its_context() -> None:
+    gpu = FakeGpu(25, eagerness=0.0)
+    with gpu.engine() as engine:
+        for index in range(20):
+            one = batch(2, index)
+            first, second = engine.submit(one), engine.submit(one)
+            first.cancel()
+            second.cancel()
+            if not first.cancelled():
+                check(first.result(10), one)
+        check(engine.infer(batch(1, 0), timeout_s=10), batch(1, 0))
+
+
+def test_waiting_requests_never_stand_before_the_end_of_what_they_wait_for() -> None:
+    gpu = FakeGpu(26)
+    with gpu.engine(timeout_s=5.0) as engine:
+        stop = threading.Event()
+        failures: list[BaseException] = []
+
+        def ask(first: int) -> None:
+            try:
+                while not stop.is_set():
+                    one = batch(1, first)
+                    check(engine.submit(one).result(10), one)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=ask, args=(first,)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        stop.wait(1.0)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+
+
+@pytest.mark.parametrize("function", ["cudaMemcpyAsync", "cudaEventRecord", "cudaHostAlloc", "cudaSetDevice"])
+def test_a_call_of_cuda_that_fails_once_fails_one_request(function: str) -> None:
+    gpu = FakeGpu(27)
+    with gpu.engine() as engine:
+        check(engine.infer(batch(2, 0)), batch(2, 0))
+        for size in (3, 16, 31, 2):
+            gpu.cudart.fail_next(function, OUT_OF_MEMORY)
+            try:
+                engine.infer(batch(size, size))
+            except InferenceError as error:
+                assert function in error.message
+            one = batch(size, size + 1)
+            check(engine.infer(one), one)
+
+
+def test_an_array_on_the_gpu_is_kept_until_the_device_has_read_it() -> None:
+    gpu = FakeGpu(28, eagerness=0.0)
+    with gpu.engine(cuda_graphs=0) as engine:
+        one = batch(4, 7)
+        array = OnFakeGpu(gpu, one["x"])
+        gone: list[str] = []
+        keeper = type("Keeper", (), {})()
+        keeper.__cuda_array_interface__ = array.__cuda_array_interface__
+        weakref.finalize(keeper, gone.append, "gone")
+        future = engine.submit({"x": keeper})
+        del keeper
+        gc.collect()
+        assert gone == []
+        check(future.result(10), one)
+        array.release(engine)

@@ -19,6 +19,7 @@ from trtdeploy.errors import DtypeError
 
 _KDL_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 6: "bool"}
+_UNREGISTERED = 0  # cudaMemoryTypeUnregistered
 _CAPSULE_NAME = b"dltensor"
 
 
@@ -65,8 +66,7 @@ def import_device_array(name: str, value: Any, device: Device, stream: Stream) -
     Raises:
         DtypeError: It lies on another GPU, is not contiguous, or has a type that numpy has not.
     """
-    if hasattr(value, "__cuda_array_interface__"):
-        return _from_interface(name, value, device)
+    # DLPack first: PyTorch has both, and its interface does not say which stream still writes the tensor
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         kind, ordinal = value.__dlpack_device__()
         if int(kind) not in _KDL_CUDA:
@@ -76,7 +76,10 @@ def import_device_array(name: str, value: Any, device: Device, stream: Stream) -
                 f"Input {name!r} lies on GPU {int(ordinal)}; this engine runs on GPU {device.ordinal}.",
                 hint="Copy it there first.",
             )
+        device.use()  # PyTorch gives no tensor of a device that is not current
         return _from_dlpack(name, value, stream)
+    if hasattr(value, "__cuda_array_interface__"):
+        return _from_interface(name, value, device)
     return None
 
 
@@ -90,6 +93,8 @@ def _from_interface(name: str, value: Any, device: Device) -> DeviceArray:
     address = int(interface["data"][0])
     device.use()
     attributes = device.api.call("cudaPointerGetAttributes", address) if address else None
+    if attributes is not None and int(attributes.type) == _UNREGISTERED:
+        raise DtypeError(f"Input {name!r} names {address:#x} as its address, which is no memory that CUDA knows.")
     if attributes is not None and int(attributes.device) != device.ordinal:
         raise DtypeError(
             f"Input {name!r} lies on GPU {attributes.device}; this engine runs on GPU {device.ordinal}.",

@@ -9,7 +9,7 @@ import numpy as np
 
 from trtdeploy.cuda.arrays import DeviceArray, tensor_of
 from trtdeploy.cuda.device import Device
-from trtdeploy.cuda.memory import PinnedBuffer, copy_to_host
+from trtdeploy.cuda.memory import PinnedBuffer, array_over, copy_to_host
 from trtdeploy.cuda.streams import ExternalStream, Stream
 from trtdeploy.tensors import Array
 
@@ -116,14 +116,8 @@ class ExportedArray(DeviceArray):
         Python while an error of the reader is on its way, and lose it.
         """
         is_bool = self.dtype == np.dtype(bool)  # DLPack of numpy before 1.25 knows no bool
-        interface = {
-            "shape": self.shape,
-            "typestr": "|u1" if is_bool else self.dtype.str,
-            "data": (self.address, False),
-            "version": 3,
-        }
-        holder = type("DeviceMemory", (), {"__array_interface__": interface, "owner": self.owner})()
-        capsule: Any = np.asarray(holder).__dlpack__()
+        dtype = np.dtype(np.uint8) if is_bool else self.dtype
+        capsule: Any = array_over(self.address, self.shape, dtype, self.owner).__dlpack__()
         tensor = tensor_of(capsule)
         tensor.device.device_type, tensor.device.device_id = self.__dlpack_device__()
         if is_bool:

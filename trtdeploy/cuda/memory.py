@@ -119,6 +119,7 @@ class PinnedBuffer:
         self.nbytes = max(nbytes, 1)
         device.use()
         self.address = int(device.api.call("cudaHostAlloc", self.nbytes, 0))
+        self._bytes = array_over(self.address, (self.nbytes,), np.dtype(np.uint8), None)
 
     def view(self, dtype: np.dtype[Any], shape: Sequence[int], *, offset: int = 0) -> Array:
         """Return the bytes from ``offset`` on as an array; it must not outlive the buffer."""
@@ -127,14 +128,31 @@ class PinnedBuffer:
             raise CudaError(f"{size} bytes from {offset} on do not fit into a pinned buffer of {self.nbytes}.")
         if not size:
             return np.empty(shape, dtype)
-        interface = {"data": (self.address + offset, False), "shape": (size,), "typestr": "|u1", "version": 3}
-        holder = type("PinnedMemory", (), {"__array_interface__": interface})()
-        raw: Array = np.asarray(holder)
-        return raw.view(dtype).reshape(tuple(shape))
+        return self._bytes[offset : offset + size].view(dtype).reshape(tuple(shape))
 
     def close(self) -> None:
         """Release it; no copy may be on its way."""
         self._device.api.call("cudaFreeHost", self.address)
+
+
+class _Memory:
+    """Memory that numpy only knows by address, as the base of an array over it."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, address: int, shape: Sequence[int], dtype: np.dtype[Any], owner: object) -> None:
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": tuple(shape),
+            "typestr": dtype.str,
+            "version": 3,
+        }
+        self.owner = owner
+
+
+def array_over(address: int, shape: Sequence[int], dtype: np.dtype[Any], owner: object) -> Array:
+    """Return an array over memory at an address, without reading it; the array keeps ``owner`` alive."""
+    return np.asarray(_Memory(address, shape, dtype, owner))
 
 
 class StagingSlot:
@@ -236,8 +254,12 @@ class StagingRing:
         slot = self.take(nbytes)
         try:
             yield slot
-        finally:
             slot.done_after(stream)
+        except BaseException:
+            # some copies may have been given to the stream, and no event says when they are done
+            stream.synchronize()
+            raise
+        finally:
             slot.release()
 
     def close(self) -> None:

@@ -52,6 +52,9 @@ class Engine:
         self._pool = FairPool(range(contexts), what="execution context")
         self._queue = FairPool(range(contexts + queue_size), what="place in the queue")
         self._executor = ThreadPoolExecutor(contexts, thread_name_prefix="trtdeploy-engine")
+        # Who waits for a started inference gives its context back. It must never queue behind a request that waits for
+        # just that context, so it has workers of its own, one for each inference that can be under way.
+        self._finishers = ThreadPoolExecutor(contexts, thread_name_prefix="trtdeploy-finish")
         self._closing = threading.Lock()
         self._closed = False
         self._in_flight_bytes = [0] * contexts
@@ -262,6 +265,7 @@ class Engine:
         self._pool.refuse()
         self._pool.drain(timeout_s)
         self._executor.shutdown(wait=True)
+        self._finishers.shutdown(wait=True)
         with self._closing:
             if self._closed:
                 return
@@ -294,8 +298,7 @@ class Engine:
             context = self._contexts[index]
             return context.execute_on_device(arrays) if on_device else context.execute(arrays)
         finally:
-            self._in_flight_bytes[index] = 0
-            self._pool.release(index)
+            self._give_back(index)
 
     def _start_at_once(self, arrays: dict[str, Array]) -> Future[dict[str, Array]] | None:
         """Start an inference in the caller's thread if the device computes by itself and a context is free now.
@@ -311,20 +314,30 @@ class Engine:
         try:
             self._in_flight_bytes[index] = _nbytes(arrays)
             pending = self._contexts[index].start(arrays)
-            return self._executor.submit(self._finish, index, pending)
+            future: Future[dict[str, Array]] = Future()
+            future.set_running_or_notify_cancel()  # it has begun: nobody may cancel it and keep the context
+            self._finishers.submit(self._finish, index, pending, future)
+            return future
         except BaseException as error:
-            self._in_flight_bytes[index] = 0
-            self._pool.release(index)
+            self._give_back(index)
             if isinstance(error, RuntimeError):  # the executor has been shut down meanwhile
                 raise self._pool.closed_error() from None
             raise
 
-    def _finish(self, index: int, pending: Pending) -> dict[str, Array]:
+    def _finish(self, index: int, pending: Pending, future: Future[dict[str, Array]]) -> None:
         try:
-            return pending.wait()
-        finally:
-            self._in_flight_bytes[index] = 0
-            self._pool.release(index)
+            outputs = pending.wait()
+        except BaseException as error:
+            self._give_back(index)
+            future.set_exception(error)
+        else:
+            # before the result: whoever gets it may ask again at once and finds the context free
+            self._give_back(index)
+            future.set_result(outputs)
+
+    def _give_back(self, index: int) -> None:
+        self._in_flight_bytes[index] = 0
+        self._pool.release(index)
 
     def _dispatch(
         self, arrays: dict[str, Array], slot: int, deadline: float | None, timeout_s: float | None

@@ -107,7 +107,7 @@ class TensorRTContext(ExecutionContext):
 
     def start(self, inputs: Mapping[str, Array]) -> TensorRTPending:
         self._compute(inputs)
-        return self._copy_out()
+        return self._copy_out(inputs)
 
     def execute_on_device(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
         self._compute(inputs)
@@ -281,7 +281,7 @@ class TensorRTContext(ExecutionContext):
         with self._arena.in_use(self._stream):
             return self._graphs.run(key, self._stream, enqueue)
 
-    def _copy_out(self) -> TensorRTPending:
+    def _copy_out(self, inputs: Mapping[str, Array]) -> TensorRTPending:
         shapes = dict(self._output_shapes)
         sources: dict[str, int] = {}
         for tensor in self._outputs:
@@ -290,12 +290,18 @@ class TensorRTContext(ExecutionContext):
         results = {t.name: np.empty(shapes[t.name], t.dtype) for t in self._outputs}
         offsets, total = _layout({name: array for name, array in results.items() if name in sources})
         slot = self._staged_outputs.take(total)
-        for name, address in sources.items():
-            if results[name].nbytes:
+        try:
+            for name, address in sources.items():
                 copy_to_host(self._device, slot.address + offsets[name], address, results[name].nbytes, self._stream)
-        slot.done_after(self._stream)
+            slot.done_after(self._stream)
+        except BaseException:
+            try:
+                self._stream.synchronize()
+            finally:
+                slot.release()
+            raise
         host_outputs = {t.name: self._host_values[t.name] for t in self._outputs if t.on_host}
-        return TensorRTPending(self._device, slot, results, offsets, host_outputs)
+        return TensorRTPending(self._device, slot, results, offsets, host_outputs, inputs)
 
     def _buffer(self, name: str, nbytes: int) -> DeviceBuffer:
         """Return the tensor's buffer, which only ever grows; stream order makes freeing the old one safe."""

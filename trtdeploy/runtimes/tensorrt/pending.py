@@ -19,6 +19,7 @@ class TensorRTPending(Pending):
         results: Arrays of the outputs' shapes and dtypes, to be filled.
         offsets: Where each output begins in the slot; outputs in host memory have none.
         host_values: Outputs that TensorRT writes to host memory itself.
+        inputs: Kept until the end: the device may read an input where its owner has it.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class TensorRTPending(Pending):
         results: dict[str, Array],
         offsets: Mapping[str, int],
         host_values: Mapping[str, Array],
+        inputs: Mapping[str, Array],
     ) -> None:
         self._device = device
         self._slot = slot
         self._results = results
         self._offsets = offsets
         self._host_values = host_values
+        self._inputs: Mapping[str, Array] | None = inputs
 
     def wait(self) -> dict[str, Array]:
         try:
@@ -47,5 +50,6 @@ class TensorRTPending(Pending):
                 else:
                     array[...] = self._host_values[name]
         finally:
+            self._inputs = None
             self._slot.release()
         return self._results

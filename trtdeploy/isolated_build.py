@@ -7,6 +7,8 @@ stdout. The child writes plan and manifest itself, as atomically as ever.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from trtdeploy.errors import BuildError, TrtDeployError
 from trtdeploy.plan import Plan, read_manifest
 from trtdeploy.runtimes.base import BuildProgress
 from trtdeploy.runtimes.config import BuildConfig
+
+logger = logging.getLogger(__name__)
 
 _GRACE_S = 30.0
 
@@ -50,11 +54,14 @@ def build_in_child(
             raise
     if "error" in outcome:
         raise _rebuilt(outcome["error"])
-    if code != 0 or "done" not in outcome:
+    if "done" not in outcome:
         raise BuildError(
             f"The process that built {model} ended with {_describe(code)} before it had a plan.",
             hint="Its last words are above. Fewer options, or another version of the runtime, may avoid the crash.",
         )
+    if code != 0:
+        # the plan is complete: what crashed is the library's own clean-up
+        logger.warning("the process that built %s ended with %s after its work was done", model, _describe(code))
     return Plan(output, read_manifest(output))
 
 
@@ -99,11 +106,10 @@ def _describe(code: int) -> str:
 
 def main() -> int:
     """Read a job from stdin, build, report on stdout."""
+    # whatever a library prints on stdout, from C too, must not get between the lines
+    report = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     from trtdeploy.building import build
-
-    # whatever a library prints on stdout must not get between the lines
-    report = sys.stdout
-    sys.stdout = sys.stderr
 
     def tell(message: dict[str, Any]) -> None:
         report.write(json.dumps(message) + "\n")

@@ -473,3 +473,80 @@ def test_an_array_on_the_gpu_is_kept_until_the_device_has_read_it() -> None:
         check(future.result(10), one)
         engine._contexts[0]._stream.synchronize()  # type: ignore[attr-defined]  # the fake knows no order by futures
         array.release(engine)
+
+
+def test_results_in_a_reference_cycle_do_not_stop_the_thread_that_collects_them() -> None:
+    gpu = FakeGpu(29)
+    with gpu.engine() as engine:
+        done = threading.Event()
+
+        def work() -> None:
+            for index in range(30):
+                cycle: list[object] = [engine.infer(batch(2, index), outputs="device")]
+                cycle.append(cycle)
+                gc.collect()
+            done.set()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        assert done.wait(30)
+        gc.collect()
+
+
+def test_an_output_that_found_no_memory_once_is_given_the_next_time() -> None:
+    gpu = FakeGpu(30)
+    with gpu.engine(nonzero(), profiles=()) as engine:
+        values = np.ones((1, 64), np.float32)
+        engine.infer({"x": np.zeros((1, 64), np.float32)})
+        gpu.cudart.fail_next("cudaMallocFromPoolAsync", OUT_OF_MEMORY)
+        with pytest.raises(DeviceMemoryError):
+            engine.infer({"x": values})
+        np.testing.assert_array_equal(engine.infer({"x": values})["y"], np.nonzero(values))
+        assert not engine._loaded.asynchronous  # an enqueue that waits must not stop an event loop
+
+
+def test_a_failed_export_of_outputs_leaves_no_writer_behind() -> None:
+    gpu = FakeGpu(31, eagerness=0.0)
+    with gpu.engine() as engine:
+        engine.infer(batch(2, 0), outputs="device")
+        gpu.cudart.fail_next("cudaMallocFromPoolAsync", OUT_OF_MEMORY)
+        with pytest.raises(DeviceMemoryError):
+            engine.infer(batch(2, 0), outputs="device")
+        check(engine.infer(batch(2, 1)), batch(2, 1))
+
+
+def test_a_load_that_fails_late_leaves_nothing() -> None:
+    gpu = FakeGpu(32)
+    gpu.cudart.fail_next("cudaMallocFromPoolAsync", OUT_OF_MEMORY)  # the shared activations
+    with pytest.raises(DeviceMemoryError):
+        gpu.load(activations="shared")
+    gpu.assert_clean()
+
+
+@pytest.mark.parametrize("function", ["cudaStreamBeginCapture", "cudaGraphGetNodes", "cudaEventCreateWithFlags"])
+def test_a_capture_that_fails_does_not_fail_the_request_before_it(function: str) -> None:
+    gpu = FakeGpu(33)
+    with gpu.engine() as engine:
+        engine.infer(batch(2, 0))
+        gpu.cudart.fail_next(function, 1)
+        for index in range(4):
+            check(engine.infer(batch(2, index)), batch(2, index))
+        assert "reason" in engine._contexts[0].graphs  # type: ignore[attr-defined]
+
+
+def test_closing_twice_or_after_a_failure_releases_all() -> None:
+    gpu = FakeGpu(34)
+    loaded = gpu.load()
+    engine = Engine(loaded, manifest(linear(), batches((1, 8, 32))), contexts=2, timeout_s=30, queue_size=8)
+    closing = [engine._contexts[1].close]
+
+    def failing() -> None:
+        closing.pop()()
+        raise InferenceError("the clean-up failed")
+
+    engine._contexts[1].close = failing  # type: ignore[method-assign]
+    with pytest.raises(InferenceError, match="clean-up"):
+        engine.close()
+    engine.close()
+    del engine, loaded
+    gpu.assert_clean()

@@ -26,9 +26,10 @@ while True:
 
 
 def test_builds_with_random_kills_lose_no_update() -> None:
-    outcome = soak(processes=3, builds=3, kill_share=0.3, seed=1, timeout_s=120)
+    outcome = soak(processes=4, builds=5, kill_share=0.3, inside_share=0.15, seed=1, timeout_s=120)
     assert outcome.good, outcome
-    assert outcome.noted >= 9
+    assert outcome.noted >= 20
+    assert outcome.kills > outcome.kills_inside > 0
 
 
 def test_a_blob_and_its_sidecar_survive_kills_at_any_moment(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import locked
 from trtdeploy.plan import TacticFacts
 from trtdeploy.runtimes.onnxruntime import builder
-from trtdeploy.timing_cache import TimingCache
+from trtdeploy.timing_cache import CacheMode, TimingCache
 
 MERGE_FOR_EVER = """
 import itertools, sys
@@ -39,10 +39,20 @@ def source(tmp_path: Path) -> Path:
     return save(block_network(channels=8), tmp_path / "m.onnx")
 
 
-def tactic_of(source: Path, cache: Path, *, largest: int = 4, opt: int = 1, threads: int | None = None) -> TacticFacts:
+def tactic_of(
+    source: Path,
+    cache: Path,
+    *,
+    largest: int = 4,
+    opt: int = 1,
+    threads: int | None = None,
+    mode: CacheMode = "update",
+) -> TacticFacts:
     profile = batch_profile("input", largest, 3, 12, 12)
     profile["input"] = profile["input"].model_copy(update={"opt": (opt, 3, 12, 12)})
-    config = BuildConfig(profiles=(profile,), timing_cache=cache, timing_rounds=1, threads=threads)
+    config = BuildConfig(
+        profiles=(profile,), timing_cache=cache, timing_cache_mode=mode, timing_rounds=1, threads=threads
+    )
     tactic = build(source, source.with_suffix(".plan"), config).manifest.tactic
     assert tactic is not None
     return tactic
@@ -62,6 +72,42 @@ def test_the_second_build_uses_the_timings_of_the_first(
     second = tactic_of(source, cache)
     assert second.cached
     assert (second.name, second.threads, second.milliseconds) == (first.name, first.threads, first.milliseconds)
+
+
+def test_verify_takes_all_timings_from_the_cache_or_fails_without_measuring(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "b.timing"
+    first = tactic_of(source, cache)
+    monkeypatch.setattr(builder, "median_milliseconds", lambda *_, **__: pytest.fail("measured in mode verify"))
+    assert tactic_of(source, cache, mode="verify").milliseconds == first.milliseconds
+    content = json.loads(cache.read_text())
+    content["milliseconds"].popitem()
+    cache.write_text(json.dumps(content))
+    source.with_suffix(".plan").unlink()
+    before = cache.read_bytes()
+    with pytest.raises(TimingCacheError, match=r"lacks 1 of \d+ timings"):
+        tactic_of(source, cache, mode="verify")
+    with pytest.raises(TimingCacheError, match=r"lacks (\d+) of \1 timings"):
+        tactic_of(source, tmp_path / "none.timing", mode="verify")
+    assert not source.with_suffix(".plan").exists()
+    assert cache.read_bytes() == before
+    assert not (tmp_path / "none.timing").exists()
+
+
+def test_read_only_measures_what_is_missing_and_changes_nothing(source: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "b.timing"
+    tactic_of(source, cache)
+    before = cache.read_bytes()
+    assert tactic_of(source, cache, mode="read-only").cached
+    assert not tactic_of(source, cache, mode="read-only", opt=2).cached
+    assert cache.read_bytes() == before
+    cache.write_bytes(b"broken")
+    for mode in ("read-only", "verify"):
+        with pytest.raises(TimingCacheError, match="leaves it as it is"):
+            tactic_of(source, cache, mode=mode)
+    assert cache.read_bytes() == b"broken"
+    assert not list(tmp_path.glob("*.corrupt-*"))
 
 
 def test_the_cache_decides_which_candidate_wins(source: Path, tmp_path: Path) -> None:

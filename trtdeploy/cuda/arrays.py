@@ -61,7 +61,7 @@ def import_device_array(name: str, value: Any, device: Device, stream: Stream) -
         name: What a message calls it.
         value: An object with ``__cuda_array_interface__`` or with DLPack.
         device: Where it has to lie.
-        stream: Handed to DLPack's producer, which makes it wait for the work that still writes the array.
+        stream: Made to wait for the work that still writes the array, as far as its owner says which.
 
     Raises:
         DtypeError: It lies on another GPU, is not contiguous, or has a type that numpy has not.
@@ -79,11 +79,11 @@ def import_device_array(name: str, value: Any, device: Device, stream: Stream) -
         device.use()  # PyTorch gives no tensor of a device that is not current
         return _from_dlpack(name, value, stream)
     if hasattr(value, "__cuda_array_interface__"):
-        return _from_interface(name, value, device)
+        return _from_interface(name, value, device, stream)
     return None
 
 
-def _from_interface(name: str, value: Any, device: Device) -> DeviceArray:
+def _from_interface(name: str, value: Any, device: Device, stream: Stream) -> DeviceArray:
     interface = value.__cuda_array_interface__
     shape = tuple(interface["shape"])
     dtype = np.dtype(interface["typestr"])
@@ -102,7 +102,11 @@ def _from_interface(name: str, value: Any, device: Device) -> DeviceArray:
         )
     # 0 is not allowed there; 1 and 2 name the default streams, as CUDA itself does
     producer = interface.get("stream")
-    return DeviceArray(address, shape, dtype, value, producer=None if producer is None else int(producer))
+    if producer is None:
+        return DeviceArray(address, shape, dtype, value)
+    # now and in this thread: the number may mean the default stream of the calling thread, and it may not live long
+    stream.wait_for_stream(int(producer))
+    return DeviceArray(address, shape, dtype, value, producer=stream.handle)
 
 
 def _require_contiguous(name: str, shape: Sequence[int], strides: Sequence[int] | None, itemsize: int) -> None:

@@ -18,12 +18,13 @@ class Graph:
     Args:
         device: The GPU.
         executable: What ``cudaGraphInstantiate`` gave.
+        done: Recorded after every launch.
     """
 
-    def __init__(self, device: Device, executable: Any) -> None:
+    def __init__(self, device: Device, executable: Any, done: Event) -> None:
         self._device = device
         self._executable = executable
-        self._done = Event(device)
+        self._done = done
         self._launched = False
 
     def launch(self, stream: Stream) -> None:
@@ -74,9 +75,11 @@ def capture(stream: Stream, enqueue: Callable[[], bool]) -> Graph:
             raise GraphCaptureError(
                 "The captured CUDA graph is empty: another device was current, or nothing was given."
             )
+        done = Event(stream.device)
         try:
-            return Graph(stream.device, api.call("cudaGraphInstantiate", graph, 0))
+            return Graph(stream.device, api.call("cudaGraphInstantiate", graph, 0), done)
         except CudaError as error:
+            done.close()
             raise GraphCaptureError(f"The captured CUDA graph cannot be instantiated: {error.message}") from error
     finally:
         api.call("cudaGraphDestroy", graph)

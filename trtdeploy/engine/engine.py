@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -97,6 +97,7 @@ class Engine:
                 f"contexts={contexts}, threads={threads} and queue_size={queue_size}: contexts and threads must be at "
                 "least 1, queue_size at least 0."
             )
+        _checked_seconds(timeout_s)
         options = options or LoadOptions()
         if threads is not None:
             options = options.model_copy(update={"threads": threads})
@@ -270,10 +271,11 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-            for context in self._contexts:
-                context.close()
-            self._contexts.clear()
-            self._loaded.close()
+            # whatever fails, all the rest is released
+            with ExitStack() as stack:
+                stack.callback(self._loaded.close)
+                while self._contexts:
+                    stack.callback(self._contexts.pop().close)
 
     def __enter__(self) -> Engine:
         return self
@@ -314,15 +316,16 @@ class Engine:
         try:
             self._in_flight_bytes[index] = _nbytes(arrays)
             pending = self._contexts[index].start(arrays)
-            future: Future[dict[str, Array]] = Future()
-            future.set_running_or_notify_cancel()  # it has begun: nobody may cancel it and keep the context
-            self._finishers.submit(self._finish, index, pending, future)
-            return future
-        except BaseException as error:
+        except BaseException:
             self._give_back(index)
-            if isinstance(error, RuntimeError):  # the executor has been shut down meanwhile
-                raise self._pool.closed_error() from None
             raise
+        future: Future[dict[str, Array]] = Future()
+        future.set_running_or_notify_cancel()  # it has begun: nobody may cancel it and keep the context
+        try:
+            self._finishers.submit(self._finish, index, pending, future)
+        except RuntimeError:  # they have been shut down meanwhile; it ends here
+            self._finish(index, pending, future)
+        return future
 
     def _finish(self, index: int, pending: Pending, future: Future[dict[str, Array]]) -> None:
         try:

@@ -143,6 +143,7 @@ class LoadOptions(BaseModel):
         device: Ordinal of the GPU.
         host_code_allowed: Accept plans that hold host code (version-compatible ones). Such a plan is a program: allow
             it only for plans that you have built yourself.
+        plugins: Plugin libraries that the plan refers to. They are native code: load only what you trust.
         activations: "own" gives each context its scratch memory; "shared" lets all contexts use one, and computes one
             inference at a time while the copies of others go on.
         cuda_graphs: How many CUDA graphs each context keeps, one per shape; 0 captures none.
@@ -158,6 +159,7 @@ class LoadOptions(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     device: int = Field(default=0, ge=0)
     host_code_allowed: bool = False
+    plugins: tuple[Path, ...] = ()
     activations: Literal["own", "shared"] = "own"
     cuda_graphs: int = Field(default=8, ge=0)
     weight_streaming_bytes: int | None = Field(default=None, ge=0)

@@ -7,12 +7,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import sha256_bytes
-from trtdeploy.timing_cache.blob import BlobCache, Fingerprint, Sidecar, read_sidecar
-from trtdeploy.timing_cache.measured import MeasuredTimings, TimingCache
+from trtdeploy.timing_cache.blob import BlobCache
+from trtdeploy.timing_cache.measured import TimingCache, parse_measured
+from trtdeploy.timing_cache.sidecar import Fingerprint, Sidecar, read_pair
 
 Health = Literal["ok", "corrupt", "no sidecar", "changed since its sidecar"]
 
@@ -47,23 +48,11 @@ def cache_facts(path: Path) -> CacheFacts:
     Raises:
         TimingCacheError: It cannot be read.
     """
-    content = _read(path)
+    content, sidecar = _read(path)
     written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
-    sidecar = read_sidecar(path)
-    if sidecar is not None:
-        intact = sidecar.sha256 == sha256_bytes(content)
-        return CacheFacts(
-            file=str(path),
-            kind=sidecar.fingerprint.kind,
-            health="ok" if intact else "changed since its sidecar",
-            runtimes=(f"{sidecar.fingerprint.runtime} {sidecar.fingerprint.version}",),
-            devices=(f"{sidecar.fingerprint.device} (cc {sidecar.fingerprint.capability})",),
-            entries=sidecar.entries if intact else None,
-            nbytes=len(content),
-            updated_at=sidecar.updated_at if intact else written,
-        )
-    timings = _timings(content)
-    if timings is not None:
+    timings = parse_measured(content)
+    vouched = sidecar is not None and sidecar.vouches_for(content)
+    if timings is not None and not vouched:
         parts = [key.split("|") for key in timings]
         return CacheFacts(
             file=str(path),
@@ -74,6 +63,19 @@ def cache_facts(path: Path) -> CacheFacts:
             entries=len(timings),
             nbytes=len(content),
             updated_at=written,
+        )
+    if sidecar is not None and content:
+        latest = sidecar.sha256 == sha256_bytes(content)
+        counted = latest and sidecar.fingerprint.kind == "timing"
+        return CacheFacts(
+            file=str(path),
+            kind=sidecar.fingerprint.kind,
+            health="ok" if vouched else "changed since its sidecar",
+            runtimes=(f"{sidecar.fingerprint.runtime} {sidecar.fingerprint.version}",),
+            devices=(f"{sidecar.fingerprint.device} (cc {sidecar.fingerprint.capability})",),
+            entries=sidecar.entries if counted else None,
+            nbytes=len(content),
+            updated_at=sidecar.updated_at.isoformat(timespec="seconds") if latest else written,
         )
     # bytes of TensorRT without a sidecar look like anything else; text and emptiness do not look like them
     broken = not content or content.lstrip()[:1] in (b"{", b"[")
@@ -87,22 +89,27 @@ def cache_facts(path: Path) -> CacheFacts:
 
 
 def merge_caches(paths: Sequence[Path], output: Path) -> CacheFacts:
-    """Merge caches into ``output``, which may exist and is then merged, too; the inputs stay as they are.
+    """Merge caches into ``output``, which may exist and is then merged, too; on an error all files are as they were.
+
+    Of measured timings of the same key the last one counts; TensorRT keeps the first.
 
     Raises:
         TimingCacheError: One cannot be read or is damaged, or they do not belong together.
         RuntimeUnavailableError: They are TensorRT's, and its library is not installed or cannot run here.
     """
-    contents = {path: _read(path) for path in paths}
-    timings = {path: _timings(content) for path, content in contents.items()}
+    inputs = [output, *paths] if output.exists() else [*paths]
+    unique: dict[Path, Path] = {}
+    for path in inputs:
+        unique.setdefault(path.resolve(), path)
+    pairs = {path: _read(path) for path in unique.values()}
+    timings = {path: parse_measured(content) for path, (content, _) in pairs.items()}
     if all(timing is not None for timing in timings.values()):
         merged: dict[str, float] = {}
         for timing in timings.values():
             merged.update(timing or {})
         TimingCache(output).merge(merged)
         return cache_facts(output)
-    sidecars = {path: _required_sidecar(path) for path in paths}
-    fingerprint = _common_fingerprint(sidecars)
+    fingerprint = _common_fingerprint({path: _required_sidecar(path, *pair) for path, pair in pairs.items()})
     if fingerprint.kind != "timing":
         raise TimingCacheError(
             "Runtime caches of TensorRT-RTX cannot be merged: it has no such operation.",
@@ -111,33 +118,33 @@ def merge_caches(paths: Sequence[Path], output: Path) -> CacheFacts:
     from trtdeploy.runtimes.tensorrt.timing import timing_blobs
 
     blobs = timing_blobs(fingerprint.runtime)
-    cache = BlobCache(output, fingerprint)
-    for path, content in contents.items():
+    combined = b""
+    for content, _ in pairs.values():
         blobs.entries(content)  # garbage is refused before anything is written
-        if path.resolve() != output.resolve():
-            cache.merge(content, blobs.combine, blobs.entries)
+        # before the output is touched: a refusal there would set it aside, as in a build
+        combined = blobs.combine(combined, content) if combined else content
+    cache = BlobCache(output, fingerprint)
+    cache.merge(combined, blobs.combine, blobs.entries)
     return cache_facts(cache.path)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, Sidecar | None]:
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise TimingCacheError(f"The timing cache {path} cannot be read: it is no regular file.")
+        content, sidecar = read_pair(path)
     except OSError as error:
         raise TimingCacheError(f"The timing cache {path} cannot be read: {error}.") from error
+    if content is None:
+        raise TimingCacheError(f"The timing cache {path} cannot be read: there is no such file.")
+    return content, sidecar
 
 
-def _timings(content: bytes) -> dict[str, float] | None:
-    try:
-        return MeasuredTimings.model_validate_json(content).milliseconds
-    except ValidationError:
-        return None
-
-
-def _required_sidecar(path: Path) -> Sidecar:
-    sidecar = read_sidecar(path)
-    if sidecar is None:
+def _required_sidecar(path: Path, content: bytes, sidecar: Sidecar | None) -> Sidecar:
+    if sidecar is None or not sidecar.vouches_for(content):
+        lack = f"it has no sidecar {path.name}.json" if sidecar is None else "its sidecar describes other bytes"
         raise TimingCacheError(
-            f"Nothing says where the timing cache {path} comes from: it has no sidecar {path.name}.json.",
+            f"Nothing says where the timing cache {path} comes from: {lack}.",
             hint="Use it in a build on its own machine first (--timing-cache), which writes one.",
         )
     return sidecar

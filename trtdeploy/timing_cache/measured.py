@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import atomic_write
-from trtdeploy.timing_cache.store import CacheMode, CacheStore
+from trtdeploy.timing_cache.sidecar import read_pair, sidecar_path
+from trtdeploy.timing_cache.store import CacheMode, CacheStore, logger, place
 
 
 class MeasuredTimings(BaseModel):
@@ -27,17 +28,26 @@ class MeasuredTimings(BaseModel):
     milliseconds: dict[str, Annotated[float, Field(gt=0)]]
 
 
+def parse_measured(content: bytes) -> dict[str, float] | None:
+    """Return the timings of a file; None if it holds none."""
+    try:
+        return MeasuredTimings.model_validate_json(content).milliseconds
+    except ValidationError:
+        return None
+
+
 class TimingCache:
     """Median milliseconds by key; a key names the runtime, its version, the device, the model, shapes and tactic.
 
     Args:
-        path: The JSON file, which need not exist yet; in an existing folder the file ``onnxruntime.timing``.
+        path: The JSON file, which need not exist yet; in a folder (one that exists, or a text that ends in a
+            separator) the file ``onnxruntime.timing``.
         timeout_s: How long to wait for the lock.
         mode: Whether it may be changed; see ``CacheStore``.
     """
 
     def __init__(self, path: str | Path, *, timeout_s: float = 60.0, mode: CacheMode = "update") -> None:
-        self.path = Path(path) / "onnxruntime.timing" if Path(path).is_dir() else Path(path)
+        self.path = place(path, "onnxruntime.timing")
         self.mode = mode
         self._store = CacheStore(self.path, mode=mode, timeout_s=timeout_s)
 
@@ -47,11 +57,13 @@ class TimingCache:
         Raises:
             TimingCacheError: The file cannot be read or locked, or the mode forbids to set it aside.
         """
-        with self._store.locked():
+        with self._store.access():
             return self._read()
 
     def merge(self, milliseconds: Mapping[str, float]) -> None:
         """Add timings, replacing those of the same key; modes that forbid changes write nothing.
+
+        When it returns, they are on disk and survive a power cut. On an error, the file is as it was.
 
         Raises:
             TimingCacheError: The file cannot be locked or written, or a timing is not finite and positive.
@@ -61,7 +73,7 @@ class TimingCache:
             raise TimingCacheError(f"Timings must be finite and positive; {broken[0]!r} is {milliseconds[broken[0]]}.")
         if not self._store.writable:
             return
-        with self._store.locked():
+        with self._store.access():
             merged = {**self._read(), **milliseconds}
             content = MeasuredTimings(milliseconds=dict(sorted(merged.items())))
             atomic_write(self.path, content.model_dump_json(indent=1))
@@ -69,9 +81,17 @@ class TimingCache:
     def _read(self) -> dict[str, float]:
         content = self._store.read()
         if content is None:
+            if self.mode == "read-only":
+                logger.warning("there is no timing cache at %s; mode 'read-only' makes none", self.path)
             return {}
         try:
             return MeasuredTimings.model_validate_json(content).milliseconds
         except ValidationError as error:
-            self._store.set_aside("corrupt", f"it is not a timing cache ({error.errors()[0]['msg']})")
+            blob, sidecar = read_pair(self.path)
+            if blob is not None and sidecar is not None and sidecar.vouches_for(blob):
+                whose = f"{sidecar.fingerprint.runtime} {sidecar.fingerprint.version}"
+                reason = f"it is not a timing cache of ONNX Runtime but one of {whose}"
+                self._store.set_aside("foreign", reason, sidecar=sidecar_path(self.path))
+            else:
+                self._store.set_aside("corrupt", f"it is not a timing cache ({error.errors()[0]['msg']})")
             return {}

@@ -7,18 +7,20 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtdeploy.errors import BuildError, ModelError, RuntimeUnavailableError, TimingCacheError
+from trtdeploy.errors import BuildError, ModelError, PlanError, RuntimeUnavailableError, TimingCacheError
 from trtdeploy.onnxgraph.macs import macs_by_node
 from trtdeploy.onnxgraph.qdq import quantized_nodes
 from trtdeploy.onnxgraph.quantization_check import require_quantization
 from trtdeploy.plan import DeviceFacts, PrecisionFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
-from trtdeploy.runtimes.config import BuildConfig
+from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
+from trtdeploy.runtimes.tensorrt.deserialization import deserialize
 from trtdeploy.runtimes.tensorrt.implicit import set_dynamic_ranges
 from trtdeploy.runtimes.tensorrt.messages import Capture
 from trtdeploy.runtimes.tensorrt.network import ParsedNetwork, parse
-from trtdeploy.runtimes.tensorrt.options import apply_options, load_plugins
+from trtdeploy.runtimes.tensorrt.options import apply_options
+from trtdeploy.runtimes.tensorrt.plugins import load_plugins
 from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, facts_from_network, inspect_engine, require_int8
 from trtdeploy.runtimes.tensorrt.profiles import Profiles, add_profiles, profiles_for
 from trtdeploy.runtimes.tensorrt.progress import Cancellation, make_monitor, run_cancellable
@@ -72,7 +74,7 @@ def _build(
     progress: BuildProgress | None,
     cancellation: Cancellation,
 ) -> BuiltPlan:
-    load_plugins(config)
+    load_plugins(bindings, config.plugins)
     require_quantization(source.proto)
     parsed = parse(bindings, source, strongly_typed=not config.implicit)
     network = parsed.network
@@ -196,18 +198,13 @@ def _weighted_layers(source: SourceModel, profiles: Profiles) -> WeightedLayers:
 def _ask_engine(
     bindings: Bindings, content: bytes, layers: WeightedLayers, from_network: PrecisionFacts
 ) -> PrecisionFacts:
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = bindings.trt
-    with bindings.messages.capture() as capture:
-        runtime = trt.Runtime(bindings.messages.logger)
-        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(content)
-        if engine is None:
-            reason = capture.errors[-1] if capture.errors else "it gives no reason"
-            return from_network.model_copy(
-                update={"note": f"{from_network.note} (It could not be loaded to be asked: {reason})"}
-            )
-        facts = inspect_engine(bindings, engine, layers)
-        del engine  # before its runtime
+    try:
+        # this process has just built it: its host code, if it is version-compatible, is our own
+        runtime, engine = deserialize(bindings, content, LoadOptions(host_code_allowed=True))
+    except PlanError as error:
+        note = f"{from_network.note} (It could not be loaded to be asked: {error.message})"
+        return from_network.model_copy(update={"note": note})
+    facts = inspect_engine(bindings, engine, layers)
+    del engine  # before its runtime
+    del runtime
     return facts

@@ -12,7 +12,7 @@ from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.exported_array import ExportedArray
 from trtdeploy.cuda.memory import DeviceBuffer, DevicePool, StagingRing, copy_on_device, copy_to_device, copy_to_host
 from trtdeploy.cuda.streams import Stream
-from trtdeploy.errors import InferenceError, ShapeError
+from trtdeploy.errors import DtypeError, InferenceError, ShapeError
 from trtdeploy.runtimes.base import ExecutionContext
 from trtdeploy.runtimes.tensorrt.arena import Arena
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
@@ -92,6 +92,11 @@ class TensorRTContext(ExecutionContext):
         """Counts of captured, replayed and evicted CUDA graphs, and why inferences ran without one."""
         return self._graphs.report()
 
+    @property
+    def waits(self) -> bool:
+        """Whether an enqueue waits for the device: TensorRT has to know a size that depends on the data."""
+        return bool(self._growing)
+
     def execute(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self.start(inputs).wait()
 
@@ -112,26 +117,35 @@ class TensorRTContext(ExecutionContext):
     def execute_on_device(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
         self._compute(inputs)
         results: dict[str, Any] = {}
-        for tensor in self._outputs:
-            if tensor.on_host:
-                self._stream.synchronize()
-                results[tensor.name] = self._host_values[tensor.name].copy()
-                continue
-            shape, address = self._placed(tensor)
-            nbytes = int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize
-            # A copy within the device costs little; an output written in place would need a new address in every
-            # inference, and no CUDA graph could be replayed.
-            memory = self._results.give(nbytes, self._stream)
-            copy_on_device(self._device, memory.address, address, nbytes, self._stream)
-            results[tensor.name] = ExportedArray(memory.address, shape, tensor.dtype, memory, device=self._device)
-        self._stream.synchronize()
-        return results
+        try:
+            for tensor in self._outputs:
+                if not tensor.on_host:
+                    results[tensor.name] = self._export(tensor)
+        finally:
+            # also after an error: memory that is let go of must not be written any more
+            self._stream.synchronize()
+        return results | {
+            tensor.name: self._host_values[tensor.name].copy() for tensor in self._outputs if tensor.on_host
+        }
+
+    def _export(self, tensor: EngineTensor) -> ExportedArray:
+        """Give an output memory of its own.
+
+        A copy within the device costs little; an output written in place would need a new address in every inference,
+        and no CUDA graph could be replayed.
+        """
+        shape, address = self._placed(tensor)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize
+        memory = self._results.give(nbytes, self._stream)
+        copy_on_device(self._device, memory.address, address, nbytes, self._stream)
+        return ExportedArray(memory.address, shape, tensor.dtype, memory, device=self._device)
 
     def memory(self) -> dict[str, int]:
         """Return the bytes that this context holds, by owner."""
-        growing = [output.buffer.nbytes for _, output in self._growing.values() if output.buffer is not None]
+        # copies: another thread may be in the middle of an inference
+        buffers = [*self._buffers.values(), *(output.buffer for _, output in list(self._growing.values()))]
         return {
-            "inputs and outputs on the device": sum(b.nbytes for b in self._buffers.values()) + sum(growing),
+            "inputs and outputs on the device": sum(buffer.nbytes for buffer in buffers if buffer is not None),
             "pinned staging": self._staged_inputs.nbytes + self._staged_outputs.nbytes,
         }
 
@@ -160,6 +174,9 @@ class TensorRTContext(ExecutionContext):
             self._copy_in(inputs)
             self._place_outputs()
             if not self._enqueue():
+                for _, output in self._growing.values():
+                    if output.failure is not None:
+                        raise output.failure
                 raise InferenceError(
                     "TensorRT failed to enqueue the inference.",
                     hint="Its log is below; trtdeploy doctor looks at driver and GPU.",
@@ -185,6 +202,8 @@ class TensorRTContext(ExecutionContext):
             if not self._context.set_optimization_profile_async(wanted, self._stream.handle):
                 raise InferenceError(f"TensorRT cannot switch to profile {wanted}.")
             self._profile = wanted
+            # the next enqueue has to be one of TensorRT's own: it brings the new profile's resources
+            self._graphs.forget()
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise ShapeError(f"TensorRT refuses shape {list(shape)} of input {name!r} in profile {wanted}.")
@@ -206,6 +225,12 @@ class TensorRTContext(ExecutionContext):
         for tensor in self._inputs:
             if not tensor.on_host:
                 continue
+            if _on_device(inputs[tensor.name]):
+                raise DtypeError(
+                    f"Input {tensor.name!r} holds the values of a shape, which TensorRT reads on the host; an array on "
+                    "the GPU was given.",
+                    hint="Copy it to the host first.",
+                )
             array = np.asarray(inputs[tensor.name])
             kept = self._host_values.get(tensor.name)
             if kept is None or kept.shape != array.shape:
@@ -259,6 +284,7 @@ class TensorRTContext(ExecutionContext):
                     self._growing[tensor.name] = make_output_allocator(self._bindings, self._pool, self._stream)
                     self._context.set_output_allocator(tensor.name, self._growing[tensor.name][0])
                     self._graphs.forbid(f"the size of output {tensor.name} depends on the data")
+                self._growing[tensor.name][1].failure = None
             else:
                 nbytes = max(1, int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize)
                 self._set_address(tensor.name, self._buffer(tensor.name, nbytes).address)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, UsageError
 from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
+from trtdeploy.runtimes.tensorrt.plugins import load_plugins
 
 if TYPE_CHECKING:
     import tensorrt
 
+# "TensorRT engine creation is not thread-safe", says Triton's backend, and holds a lock of the process around it, too.
+_ONE_AT_A_TIME = threading.Lock()
 _OTHER_VERSION = ("version", "Version tag", "expecting library version")
 _OTHER_DEVICE = ("incompatible device", "compute capability", "expecting compute")
 
@@ -29,8 +33,9 @@ def deserialize(
         import tensorrt as trt
     else:
         trt = bindings.trt
+    load_plugins(bindings, options.plugins)
     title = f"{bindings.flavour.title} {bindings.version}"
-    with bindings.messages.capture() as capture:
+    with _ONE_AT_A_TIME, bindings.messages.capture() as capture:
         runtime = trt.Runtime(bindings.messages.logger)
         runtime.engine_host_code_allowed = options.host_code_allowed
         engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(content)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from trtdeploy.cuda.arrays import DeviceArray, import_device_array
 from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import DevicePool
 from trtdeploy.cuda.streams import Stream
-from trtdeploy.errors import UsageError
+from trtdeploy.errors import EngineClosedError, UsageError
 from trtdeploy.plan import Manifest
 from trtdeploy.runtimes.base import LoadedEngine
 from trtdeploy.runtimes.config import LoadOptions
@@ -38,8 +39,6 @@ class TensorRTEngine(LoadedEngine):
         device: The GPU.
     """
 
-    asynchronous = True
-
     def __init__(
         self, bindings: Bindings, content: bytes, manifest: Manifest, options: LoadOptions, device: Device
     ) -> None:
@@ -53,18 +52,33 @@ class TensorRTEngine(LoadedEngine):
         self._manifest = manifest
         self._device = device
         self._lock = threading.Lock()
+        self._closed = False
+        self._plan_bytes = len(content)
+        self._contexts: list[TensorRTContext] = []
+        self._arena: Arena | None = None
         device.use()
         self._runtime, self._engine = deserialize(bindings, content, options)
-        self._plan_bytes = len(content)
         _set_weight_streaming(self._engine, options)
-        self._pool = DevicePool(device, release_threshold_bytes=_KEPT_BYTES)
-        self._import_stream = Stream(device)
-        self._results = ResultMemory(device)
-        self._factory = ContextFactory(bindings, self._engine, options, device)
-        self._arena: Arena | None = None
-        if options.activations == "shared":
-            self._arena = Arena(device, self._pool, self._import_stream, self._factory.activation_bytes)
-        self._contexts: list[TensorRTContext] = []
+        # what is entered here is released in the opposite order, also if the rest of this fails
+        with ExitStack() as stack:
+            self._import_stream = Stream(device)
+            stack.callback(self._import_stream.close)
+            self._results = ResultMemory(device)
+            stack.callback(self._results.close)
+            self._pool = DevicePool(device, release_threshold_bytes=_KEPT_BYTES)
+            stack.callback(self._pool.close)
+            self._factory = ContextFactory(bindings, self._engine, options, device)
+            stack.callback(self._destroy)
+            if options.activations == "shared":
+                self._arena = Arena(device, self._pool, self._import_stream, self._factory.activation_bytes)
+                stack.callback(self._arena.close)
+            stack.callback(self._factory.close)
+            self._resources = stack.pop_all()
+
+    @property
+    def asynchronous(self) -> bool:  # type: ignore[override]  # it may change: see below
+        """Whether an enqueue returns at once: not if weights are streamed, or sizes depend on the data."""
+        return not self._factory.streams_weights and not any(context.waits for context in list(self._contexts))
 
     def create_context(self) -> TensorRTContext:
         with self._lock:
@@ -88,11 +102,17 @@ class TensorRTEngine(LoadedEngine):
 
         Raises:
             DtypeError: It lies on another device, or is not contiguous.
+            EngineClosedError: The engine is closed.
         """
-        return import_device_array(name, value, self._device, self._import_stream)
+        with self._lock:  # the stream must not be closed meanwhile
+            if self._closed:
+                raise EngineClosedError("The engine is closed.", hint="Load it again: Engine.load(PLAN).")
+            return import_device_array(name, value, self._device, self._import_stream)
 
     def memory(self) -> dict[str, int]:
         with self._lock:
+            if self._closed:
+                return {}
             report = {
                 "plan": self._plan_bytes,
                 "device pool, not in use": self._pool.reserved_bytes - self._pool.used_bytes + self._results.kept_bytes,
@@ -109,17 +129,17 @@ class TensorRTEngine(LoadedEngine):
 
     def close(self) -> None:
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
             self._device.use()
-            self._factory.close()
             self._contexts.clear()
-            if self._arena is not None:
-                self._arena.close()
-            # TensorRT's rule: contexts, then the engine, then the runtime. The contexts have been closed before.
-            del self._engine
-            del self._runtime
-            self._pool.close()
-            self._results.close()
-            self._import_stream.close()
+            self._resources.close()
+
+    def _destroy(self) -> None:
+        """TensorRT's rule: contexts, then the engine, then the runtime. The contexts have been closed before."""
+        del self._engine
+        del self._runtime
 
 
 def _set_weight_streaming(engine: tensorrt.ICudaEngine, options: LoadOptions) -> None:

@@ -61,11 +61,13 @@ class ContextFactory:
 
     def close(self) -> None:
         """Save what was compiled at run time and let go of the engine."""
-        if self._runtime_cache is not None:
-            self._runtime_cache.save()
+        try:
+            if self._runtime_cache is not None:
+                self._runtime_cache.save()
+        finally:
             self._runtime_cache = None
-        self._config = None
-        del self._engine
+            self._config = None
+            del self._engine
 
     def _quiet(self, context: tensorrt.IExecutionContext) -> None:
         """Emit no NVTX ranges: plans have details for the inspector, which would cost time at every enqueue."""
@@ -126,7 +128,7 @@ class RtxRuntimeCache:
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write what was compiled; what another process wrote meanwhile and what this one took from it are in it."""
+        """Write what was compiled. What another process wrote meanwhile is replaced: it is only compiled again."""
         self._store.merge(bytes(self._cache.serialize()), lambda _, ours: ours, lambda blob: len(blob))
 
     def _take(self, blob: bytes) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.graphs import GraphCache, capture
 from trtdeploy.cuda.streams import Stream
-from trtdeploy.errors import GraphCaptureError
+from trtdeploy.errors import CudaError
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,11 @@ class GraphRunner:
         """
         if self._cache is None:
             return
+        # an evicted one has to come so often again: captures cost more than they save where shapes never settle
+        del self._seen[key]
         try:
             self._cache.put(key, capture(stream, enqueue))
-        except GraphCaptureError as error:
+        except CudaError as error:
             self.forbid(error.message)
             logger.info("no CUDA graphs: %s", error.message)
 

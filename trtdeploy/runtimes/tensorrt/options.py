@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +26,6 @@ def apply_options(bindings: Bindings, config: BuildConfig, target: tensorrt.IBui
         _apply_hardware_compatibility(bindings, config, target)
     if config.compute_capabilities:
         _apply_compute_capabilities(bindings, config, target)
-
-
-def load_plugins(config: BuildConfig) -> None:
-    """Load plugin libraries: their constructors register the plugins, so this comes before parsing.
-
-    Raises:
-        UsageError: One cannot be loaded.
-    """
-    for path in config.plugins:
-        try:
-            ctypes.CDLL(str(path.resolve(strict=True)))
-        except OSError as error:
-            raise UsageError(f"The plugin library {path} cannot be loaded: {error}.") from error
 
 
 def refused(bindings: Bindings, option: str, reason: str) -> UsageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import DeviceBuffer, DevicePool
@@ -24,18 +25,24 @@ class ResultMemory:
         self._lock = threading.Lock()
         self._pool = DevicePool(device, release_threshold_bytes=_KEPT_BYTES)
         self._stream = Stream(device)
+        self._returned: deque[DeviceBuffer] = deque()
         self._live = 0
         self._closed = False
+        self._released = False
 
     @property
     def used_bytes(self) -> int:
         """Bytes of the outputs that somebody still holds."""
-        return self._pool.used_bytes
+        with self._lock:
+            self._take_back()
+            return self._pool.used_bytes
 
     @property
     def kept_bytes(self) -> int:
         """Bytes that wait for the next output."""
-        return self._pool.reserved_bytes - self._pool.used_bytes
+        with self._lock:
+            self._take_back()
+            return self._pool.reserved_bytes - self._pool.used_bytes
 
     def give(self, nbytes: int, stream: Stream) -> ResultBuffer:
         """Return memory that what ``stream`` is given from now on may write.
@@ -43,33 +50,50 @@ class ResultMemory:
         Raises:
             DeviceMemoryError: The device has not got so much.
         """
-        buffer = self._pool.allocate(max(nbytes, 1), stream)
         with self._lock:
+            self._take_back()
+            buffer = self._pool.allocate(max(nbytes, 1), stream)
             self._live += 1
         return ResultBuffer(self, buffer)
 
-    def take_back(self, buffer: DeviceBuffer) -> None:
-        """Free a buffer that nobody holds any more.
+    def returned(self, buffer: DeviceBuffer) -> None:
+        """Note that nobody holds a buffer any more, and free it now if that can be.
+
+        The garbage collector may call this at any moment, in a thread that is just working here and holds the lock: so
+        nothing may wait for it. Whoever holds it, or comes next, frees the buffer.
 
         Work on the default stream that still reads it is waited for; who reads it on another stream has to keep the
         array until that is done, as with every array of CUDA.
         """
-        self._device.use()
-        with self._lock:
-            self._stream.wait_for_stream(_LEGACY_STREAM)
-            buffer.free(self._stream)
-            self._live -= 1
-            if self._closed and not self._live:
-                self._release()
+        self._returned.append(buffer)
+        while self._returned and self._lock.acquire(blocking=False):
+            try:
+                self._take_back()
+            finally:
+                self._lock.release()
 
     def close(self) -> None:
         """Release the memory now, or when the last array is gone."""
         with self._lock:
             self._closed = True
-            if not self._live:
+            self._take_back()
+            if not self._live and not self._released:
                 self._release()
 
+    def _take_back(self) -> None:
+        """Free what was returned; hold the lock."""
+        if not self._returned:
+            return
+        self._device.use()
+        self._stream.wait_for_stream(_LEGACY_STREAM)
+        while self._returned:
+            self._returned.popleft().free(self._stream)
+            self._live -= 1
+        if self._closed and not self._live and not self._released:
+            self._release()
+
     def _release(self) -> None:
+        self._released = True
         self._stream.synchronize()
         self._pool.close()
         self._stream.close()
@@ -88,4 +112,4 @@ class ResultBuffer:
         return self._buffer.address
 
     def __del__(self) -> None:
-        self._memory.take_back(self._buffer)
+        self._memory.returned(self._buffer)

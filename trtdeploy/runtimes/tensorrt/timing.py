@@ -63,6 +63,11 @@ class TimingBlobs:
         """
         with self._bindings.messages.capture() as capture:
             cache: tensorrt.ITimingCache | None = config.create_timing_cache(blob)
+            if capture.mentions("cudaError"):
+                raise RuntimeUnavailableError(
+                    f"{self._title} cannot read timing caches here: it needs a GPU with a working driver.",
+                    log_lines=capture.lines,
+                )
             refusal = any(capture.mentions(words) for words in _REFUSALS)
             if cache is None or (blob and refusal):
                 raise TimingCacheError(

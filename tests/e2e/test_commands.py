@@ -21,7 +21,7 @@ from trtdeploy.cli.main import app
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Plan, manifest_path, read_plan
 
-COMMANDS = ["quickstart", "build", "inspect", "run", "bench", "package", "serve", "validate"]
+COMMANDS = ["quickstart", "doctor", "build", "cache", "inspect", "run", "bench", "package", "serve", "validate"]
 INPUT = "input=random"
 
 
@@ -60,7 +60,9 @@ def test_help_explains_every_option(command: str) -> None:
     done = invoke(command, "--help")
     assert done.exit_code == 0
     assert "Usage" in done.stdout
-    if command != "quickstart":  # which has a folder and a table of its own
+    if command == "cache":
+        assert all("--json" in invoke(command, name, "--help").stdout for name in ("show", "merge"))
+    elif command != "quickstart":  # which has a folder and a table of its own
         assert "--json" in done.stdout
     assert done.stdout == invoke(command, "-h").stdout
 
@@ -116,7 +118,10 @@ BAD: list[tuple[str, str]] = [
     ("build m.onnx -o out.plan --threads 0", "--threads"),
     ("build m.onnx -o out.plan --ledger garbage", "garbage is not a ledger"),
     ("build m.onnx -o out.plan --ledger absent.json", "absent.json"),
-    ("build m.onnx -o out.plan --timing-cache folder", "is a directory"),
+    ("build m.onnx -o out.plan --timing-cache garbage/b.timing", "garbage"),
+    ("build m.onnx -o out.plan --timing-cache b.timing --timing-cache-mode verify", "verify"),
+    ("cache show absent", "absent"),
+    ("cache merge garbage -o out.timing", "garbage"),
     ("inspect absent", "absent"),
     ("inspect garbage", "garbage is not an ONNX model"),
     ("inspect .", "is a directory"),

@@ -49,11 +49,12 @@ def background_server(command: str, folder: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_every_snippet_runs(tmp_path: Path) -> None:
     blocks = snippets()
-    assert [language for language, _ in blocks] == ["bash", "bash", "python", "bash", "bash"]
-    train, build, service, serve, validate = (text for _, text in blocks)
+    assert [language for language, _ in blocks] == ["bash", "bash", "python", "bash", "bash", "bash"]
+    train, build, service, tensorrt, serve, validate = (text for _, text in blocks)
     run(["bash", "-euc", train], tmp_path)
     run(["bash", "-euc", build], tmp_path)
     run([sys.executable, "-c", service], tmp_path)
+    run(["bash", "-euc", tensorrt], tmp_path)
     package_command, serve_command = serve.strip().splitlines()
     run(["bash", "-euc", package_command], tmp_path)
     with background_server(serve_command, tmp_path) as ready:

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -120,6 +121,24 @@ def measure(runtime: str, model: Path, folder: Path) -> dict[str, Any]:
     return facts
 
 
+def attempt(runtime: str, model: Path, folder: Path) -> str:
+    """Load and run a plan on a card that its library does not name; in a process of its own, as it may crash."""
+    code = (
+        "import sys; from pathlib import Path; from trtdeploy.building import BuildConfig, build\n"
+        "from trtdeploy.plan import read_plan; from trtdeploy.runtimes import get_runtime\n"
+        "from trtdeploy.runtimes.config import LoadOptions; from trtdeploy.tensors import random_inputs\n"
+        "plan = build(sys.argv[2], sys.argv[3], BuildConfig(runtime=sys.argv[1]))\n"
+        "content, manifest = read_plan(plan.path)\n"
+        "loaded = get_runtime(sys.argv[1]).load(content, manifest, LoadOptions())\n"
+        "context = loaded.create_context()\n"
+        "print({n: a.shape for n, a in context.execute(random_inputs(manifest.inputs)).items()})\n"
+    )
+    arguments = [sys.executable, "-c", code, runtime, str(model), str(folder / f"{runtime}-attempt.plan")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    last = (done.stdout or done.stderr).strip().splitlines()[-1:] or ["no word"]
+    return f"exit code {done.returncode}: {last[0]}"
+
+
 def overlap(plan: Path, name: str, shape: tuple[int, ...]) -> dict[str, float]:
     """Return how many times as many inferences per second several in flight give, against one after the other."""
     inputs = {name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
@@ -181,7 +200,10 @@ def main() -> int:
             if importlib.util.find_spec(module) is None:
                 results["runtimes"][runtime] = {"skipped": "not installed"}
             elif not TensorRTRuntime.runs_here(runtime):
-                results["runtimes"][runtime] = {"skipped": f"does not support {device.name} ({device.capability})"}
+                results["runtimes"][runtime] = {
+                    "skipped": f"does not support {device.name} ({device.capability})",
+                    "tried all the same": attempt(runtime, model, folder),
+                }
             else:
                 try:
                     results["runtimes"][runtime] = measure(runtime, model, folder)

@@ -256,6 +256,14 @@ class TestOptions:
         with pytest.raises(RuntimeUnavailableError, match="needs a GPU"):
             build(block, tmp_path / "m.rtx", config(**options))
 
+    def test_too_little_scratch_memory_says_which_option_to_change(self, tmp_path: Path) -> None:
+        g = GraphMaker()
+        g.node("Relu", g.conv(g.qdq("input"), 64, 64, kernel=3), output="y")
+        path = save(g.model({"input": [64, 64, 128, 128]}, {"y": [64, 64, 128, 128]}), tmp_path / "m.onnx")
+        with pytest.raises(BuildError, match="workspace-mib") as caught:
+            build(path, tmp_path / "m.rtx", config(workspace_bytes=1 << 20))
+        assert len(set(caught.value.log_lines)) == len(caught.value.log_lines)
+
     def test_targets_are_in_the_manifest(self, block: Path, tmp_path: Path) -> None:
         assert build(block, tmp_path / "m.rtx", config()).manifest.device.capability == "8.0,8.6,8.9,12.0+"
         narrow = config(compute_capabilities=("8.9",))

@@ -142,7 +142,9 @@ def _compile(
             )
         raise BuildError(
             f"{title} could not build {source.path}: {capture.errors[-1] if capture.errors else 'it gives no reason'}",
-            hint="Try other --shape ranges or fewer options; more is in the log below.",
+            hint="A kernel found too little scratch memory: raise or leave out --workspace-mib, or lower the batch."
+            if capture.mentions("OutOfMemory") or capture.mentions("workspace")
+            else "Try other --shape ranges or fewer options; more is in the log below.",
             log_lines=capture.lines,
         )
     return bytes(serialized)

@@ -60,8 +60,11 @@ class Capture:
         self._lines: deque[tuple[int, str]] = deque(maxlen=_KEPT)
 
     def add(self, level: int, text: str) -> None:
-        """Keep one message."""
-        self._lines.append((level, text))
+        """Keep one message; one that comes again counts as the last."""
+        line = (level, text)
+        if line in self._lines:
+            self._lines.remove(line)
+        self._lines.append(line)
 
     @property
     def lines(self) -> tuple[str, ...]:

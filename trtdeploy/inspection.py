@@ -50,8 +50,11 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
 
 def _inspect_plan(path: Path) -> dict[str, Any]:
     content, manifest = read_plan(path)
+    precision = manifest.precision
     try:
-        get_runtime(manifest.runtime.name).check(manifest, LoadOptions())
+        runtime = get_runtime(manifest.runtime.name)
+        runtime.check(manifest, LoadOptions())
+        precision = runtime.precision_of(content, manifest, LoadOptions())
         obstacle = None
     except (PlanIncompatibleError, RuntimeUnavailableError) as error:
         obstacle = error.message
@@ -62,7 +65,7 @@ def _inspect_plan(path: Path) -> dict[str, Any]:
         "obstacle": obstacle,
         # an ONNX Runtime plan is an optimized ONNX graph: its operators are the kernels that run
         "kernels": _kernels(path, content) if manifest.runtime.name == "onnxruntime" else None,
-        **manifest.model_dump(mode="json"),
+        **manifest.model_copy(update={"precision": precision}).model_dump(mode="json"),
     }
 
 

@@ -45,6 +45,20 @@ class DeviceFacts(_Part):
     capability: str
 
 
+class LayerPrecision(_Part):
+    """One layer with constant weights.
+
+    Attributes:
+        macs: Its multiply-accumulates at the best served shapes.
+        quantized: Whether its input and weights both pass through Q/DQ, or have dynamic ranges.
+        runs_in: "int8" or what else the engine says; None where it cannot be asked here.
+    """
+
+    macs: int
+    quantized: bool
+    runs_in: str | None = None
+
+
 class PrecisionFacts(_Part):
     """How much of the network is INT8.
 
@@ -57,6 +71,7 @@ class PrecisionFacts(_Part):
         evidence: Who says so: "engine inspector", "parsed network" or "optimized graph".
         reformats: Layers that only convert data between types and layouts.
         fallbacks: Quantized layers that do not run in INT8, and why.
+        layers: The layers with constant weights by ONNX node name, where they were looked at one by one.
         note: How the numbers were found, and what they do not say.
     """
 
@@ -67,6 +82,7 @@ class PrecisionFacts(_Part):
     evidence: Literal["engine inspector", "parsed network", "optimized graph"] = "optimized graph"
     reformats: tuple[str, ...] = ()
     fallbacks: dict[str, str] = Field(default_factory=dict)
+    layers: dict[str, LayerPrecision] = Field(default_factory=dict)
     note: str
 
 

@@ -48,6 +48,10 @@ def test_build_inspect_and_what_run_says_without_a_gpu(qdq_onnx: Path, tmp_path:
     assert facts["runtime"]["name"] == "tensorrt-rtx"
     assert facts["runs_here"] is False
     assert facts["precision"]["quantized_layers"] == 3
+    assert {layer["runs_in"] for layer in facts["precision"]["layers"].values()} == {None}
+    code, text = run("inspect", plan, "--layers")
+    assert code == 0
+    assert text.count("not known here") == 3
     for command in (["run", plan, "--input", "input=random"], ["bench", plan]):
         code, text = run(*command)
         assert code == 3

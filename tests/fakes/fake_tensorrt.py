@@ -72,6 +72,23 @@ def make_fake_tensorrt(
     class IOutputAllocator:
         pass
 
+    class LayerInformationFormat(enum.Enum):
+        ONELINE, JSON = range(2)
+
+    class IEngineInspector:
+        """Says that every node became a layer of its own, which reads INT8."""
+
+        def __init__(self, model: onnx.ModelProto) -> None:
+            self._nodes = [node.name for node in model.graph.node]
+
+        def get_engine_information(self, layer_format: LayerInformationFormat) -> str:
+            tensor = {"Name": "t", "Format/Datatype": "Row major Int8 format"}
+            layers = [
+                {"Name": name, "LayerType": "gemm", "Inputs": [tensor], "Metadata": f"[ONNX Layer: {name}]"}
+                for name in self._nodes
+            ]
+            return json.dumps({"Layers": layers, "Bindings": []})
+
     class ICudaEngine:
         def __init__(self, content: bytes) -> None:
             length = int.from_bytes(content[len(MAGIC) : len(MAGIC) + 4], "little")
@@ -119,6 +136,9 @@ def make_fake_tensorrt(
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return self.shape(name)
+
+        def create_engine_inspector(self) -> IEngineInspector:
+            return IEngineInspector(self._model)
 
         def create_execution_context(
             self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
@@ -312,7 +332,7 @@ def make_fake_tensorrt(
     trt.Builder = type("Builder", (), {})
     for value in (
         *(ILogger, TensorIOMode, TensorLocation, DataType, ExecutionContextAllocationStrategy),
-        *(ProfilingVerbosity, IOutputAllocator, ICudaEngine, IExecutionContext, Runtime),
+        *(ProfilingVerbosity, LayerInformationFormat, IOutputAllocator, ICudaEngine, IExecutionContext, Runtime),
     ):
         setattr(trt, value.__name__, value)
     return trt  # type: ignore[no-any-return]

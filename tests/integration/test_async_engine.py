@@ -26,6 +26,9 @@ from trtdeploy.errors import (
     ShapeError,
     UsageError,
 )
+from trtdeploy.plan import LayerPrecision, PrecisionFacts
+from trtdeploy.runtimes.config import LoadOptions
+from trtdeploy.runtimes.tensorrt.runtime import TensorRTRuntime
 
 SCHEDULES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -352,7 +355,6 @@ def test_an_array_on_the_gpu_is_read_there_after_its_owner_has_written_it(shift:
 
 
 def test_a_plan_without_manifest_is_described_by_its_engine() -> None:
-    from trtdeploy.runtimes.config import LoadOptions
     from trtdeploy.runtimes.tensorrt.description import describe_plan
 
     gpu = FakeGpu(21)
@@ -365,7 +367,6 @@ def test_a_plan_without_manifest_is_described_by_its_engine() -> None:
 
 
 def test_the_version_in_a_header_is_read_before_anything_is_deserialized() -> None:
-    from trtdeploy.runtimes.config import LoadOptions
     from trtdeploy.runtimes.tensorrt.description import describe_plan, version_in_header
 
     header = b"ftrt" + bytes(20) + bytes((10, 3, 0, 26)) + bytes(100)
@@ -549,4 +550,28 @@ def test_closing_twice_or_after_a_failure_releases_all() -> None:
         engine.close()
     engine.close()
     del engine, loaded
+    gpu.assert_clean()
+
+
+def test_a_plan_that_was_built_without_a_gpu_is_asked_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(35)
+    monkeypatch.setattr("trtdeploy.runtimes.tensorrt.runtime._device", lambda _: gpu.device)
+    model = linear()
+    model.graph.node[0].name = "/fc/MatMul"
+    built = PrecisionFacts(
+        weighted_layers=1,
+        quantized_layers=1,
+        integer_kernels=None,
+        int8_macs_percent=100.0,
+        evidence="parsed network",
+        layers={"/fc/MatMul": LayerPrecision(macs=4096, quantized=True)},
+        note="not known",
+    )
+    facts = manifest(model, batches((1, 8, 32))).model_copy(update={"precision": built})
+    plan = gpu.plan(model, batches((1, 8, 32)))
+    found = TensorRTRuntime(gpu.bindings).precision_of(plan, facts, LoadOptions())
+    assert found.evidence == "engine inspector"
+    assert found.layers["/fc/MatMul"].runs_in == "int8"
+    again = facts.model_copy(update={"precision": found})
+    assert TensorRTRuntime(gpu.bindings).precision_of(b"not read", again, LoadOptions()) == found
     gpu.assert_clean()

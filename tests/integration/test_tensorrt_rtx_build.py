@@ -332,7 +332,8 @@ class TestProgressAndCancellation:
 class TestIsolation:
     def test_a_child_builds_the_same(self, block: Path, tmp_path: Path, plan: Plan) -> None:
         told: list[str] = []
-        isolated = build(block, tmp_path / "m.rtx", config(isolate=True), progress=lambda phase, *_: told.append(phase))
+        same = config(isolate=True, profiles=plan.manifest.profiles)
+        isolated = build(block, tmp_path / "m.rtx", same, progress=lambda phase, *_: told.append(phase))
         assert read_plan(isolated.path)[1].precision == plan.manifest.precision
         assert "Building engine" in told
 

@@ -43,6 +43,14 @@ def test_shares_reformats_and_fallbacks(release: int, int8: str, half: str) -> N
     assert list(facts.fallbacks) == ["/body/Conv"]
     assert half in facts.fallbacks["/body/Conv"]
     require_int8(facts, model="m.onnx")
+    assert [(layer.quantized, layer.runs_in is not None) for layer in facts.layers.values()] == [
+        (True, True),
+        (True, True),
+        (False, True),
+    ]
+    assert facts.layers["/stem/Conv"].runs_in == "int8"
+    assert half in str(facts.layers["/body/Conv"].runs_in)
+    assert WeightedLayers.of(facts) == LAYERS
 
 
 def test_a_layer_that_hides_its_parts_counts_as_a_fallback() -> None:

@@ -28,6 +28,10 @@ def register(app: typer.Typer) -> None:
 
 def inspect_command(
     path: Annotated[Path, typer.Argument(dir_okay=False, help="An ONNX file or a plan.")],
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="List every layer with weights and what it runs in, as far as that is known."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show inputs and outputs, profiles, precision, kernels and provenance."""
@@ -39,6 +43,8 @@ def inspect_command(
         if as_json:
             print_json(facts)
             return
+        precision = facts.get("precision") or {}
+        listed = precision.pop("layers", {})
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in facts.items():
             if value in (None, [], {}):
@@ -46,7 +52,10 @@ def inspect_command(
             if name in ("inputs", "outputs"):
                 value = "\n".join(str(TensorSpec.model_validate(spec)) for spec in value)
             table.add_row(name, _readable(value))
-        Output(soft_wrap=True).print(table)
+        console = Output(soft_wrap=True)
+        console.print(table)
+        if layers and listed:
+            console.print(_layer_table(listed))
 
 
 def run(
@@ -128,6 +137,16 @@ def bench(
                 str(point.inferences),
             )
         Output().print(table)
+
+
+def _layer_table(layers: dict[str, dict[str, Any]]) -> Table:
+    total = sum(layer["macs"] for layer in layers.values()) or 1
+    table = Table("layer", "MACs", "share", "quantized", "runs in", box=None, pad_edge=False)
+    for name, layer in layers.items():
+        share = f"{100 * layer['macs'] / total:.1f}%"
+        kind = layer["runs_in"] or "not known here"
+        table.add_row(name, f"{layer['macs']:,}", share, "yes" if layer["quantized"] else "no", kind)
+    return table
 
 
 def _readable(value: Any) -> str:

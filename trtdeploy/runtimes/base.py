@@ -162,6 +162,10 @@ class Runtime(ABC):
             RuntimeUnavailableError: The machine lacks what is needed to read it.
         """
 
+    def precision_of(self, content: bytes, manifest: Manifest, options: LoadOptions) -> PrecisionFacts:
+        """Ask a plan that passed ``check`` what of it runs in INT8; by default, what its manifest says."""
+        return manifest.precision
+
     @abstractmethod
     def check(self, manifest: Manifest, options: LoadOptions) -> None:
         """Say whether plans of this manifest can run here, before any byte of one is read.

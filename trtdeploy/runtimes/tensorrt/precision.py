@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trtdeploy.errors import BuildError
-from trtdeploy.plan import PrecisionFacts
+from trtdeploy.plan import LayerPrecision, PrecisionFacts
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
 
 if TYPE_CHECKING:
@@ -31,6 +31,21 @@ class WeightedLayers:
 
     macs: Mapping[str, int]
     quantized: frozenset[str]
+
+    @classmethod
+    def of(cls, precision: PrecisionFacts) -> WeightedLayers:
+        """Return the layers that a manifest lists."""
+        return cls(
+            {name: layer.macs for name, layer in precision.layers.items()},
+            frozenset(name for name, layer in precision.layers.items() if layer.quantized),
+        )
+
+    def running_in(self, types: Mapping[str, str]) -> dict[str, LayerPrecision]:
+        """Return all layers for a manifest; ``types`` says what those run in that the engine names."""
+        return {
+            name: LayerPrecision(macs=macs, quantized=name in self.quantized, runs_in=types.get(name))
+            for name, macs in self.macs.items()
+        }
 
     def share(self, names: frozenset[str] | set[str]) -> float:
         """Return the percentage of all multiply-accumulates that these nodes do."""
@@ -57,24 +72,25 @@ def facts_from_layers(found: list[dict[str, Any]], layers: WeightedLayers) -> Pr
             quantized_layers=len(layers.quantized),
             integer_kernels=None,
             evidence="engine inspector",
+            layers=layers.running_in({}),
             note="The plan was built without detailed profiling verbosity: the inspector knows no precisions.",
         )
     in_int8: set[str] = set()
     fallbacks: dict[str, str] = {}
-    located: set[str] = set()
+    types: dict[str, str] = {}
     kernels = 0
     for layer in found:
         nodes = set(_ONNX_LAYER.findall(str(layer.get("Metadata", "")))) & set(layers.macs)
         inputs = layer.get("Inputs") or []
         is_int8 = bool(inputs) and "int8" in _data_type(inputs[0]).lower()
         kernels += is_int8 and bool(nodes)
-        located |= nodes
+        types |= dict.fromkeys(nodes - in_int8, "int8" if is_int8 else _data_type(inputs[0]) if inputs else "unknown")
         if is_int8:
             in_int8 |= nodes
         for name in nodes & layers.quantized if not is_int8 else ():
             kind = _data_type(inputs[0]) if inputs else "no input"
             fallbacks[name] = f"runs on {kind} in layer {layer.get('Name', '?')}"
-    for name in layers.quantized - located:
+    for name in layers.quantized - set(types):
         fallbacks[name] = "is in no layer that the inspector names; it was fused into one that hides its parts"
     return PrecisionFacts(
         weighted_layers=len(layers.macs),
@@ -84,6 +100,7 @@ def facts_from_layers(found: list[dict[str, Any]], layers: WeightedLayers) -> Pr
         evidence="engine inspector",
         reformats=tuple(str(layer.get("Name")) for layer in found if layer.get("LayerType") == "Reformat"),
         fallbacks={name: reason for name, reason in fallbacks.items() if name not in in_int8},
+        layers=layers.running_in(types),
         note=f"{len(in_int8)} of {len(layers.macs)} weighted layers run in INT8, by the engine's inspector.",
     )
 
@@ -110,6 +127,7 @@ def facts_from_network(network: tensorrt.INetworkDefinition, layers: WeightedLay
         int8_macs_percent=layers.share(asked),
         evidence="parsed network",
         fallbacks=fallbacks,
+        layers=layers.running_in({}),
         note=f"{len(asked)} of {len(layers.macs)} weighted layers are asked for in INT8, by the parsed network. "
         f"What the engine makes of it is not known: {why}",
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trtdeploy.errors import PlanIncompatibleError, RuntimeUnavailableError, UsageError
-from trtdeploy.plan import DeviceFacts, Manifest
+from trtdeploy.plan import DeviceFacts, Manifest, PrecisionFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan, LoadedEngine, Runtime
 from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import Bindings, load_bindings
@@ -89,6 +89,20 @@ class TensorRTRuntime(Runtime):
         return build_plan(
             self.bindings, replace(source, proto=with_named_nodes(source.proto)), config, target, progress=progress
         )
+
+    def precision_of(self, content: bytes, manifest: Manifest, options: LoadOptions) -> PrecisionFacts:
+        from trtdeploy.runtimes.tensorrt.deserialization import deserialize
+        from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, inspect_engine
+
+        if manifest.precision.evidence == "engine inspector" or not manifest.precision.layers:
+            return manifest.precision
+        # built where there was no GPU to ask, looked at where there is one
+        _device(options.device).use()
+        runtime, engine = deserialize(self.bindings, content, options)
+        facts = inspect_engine(self.bindings, engine, WeightedLayers.of(manifest.precision))
+        del engine  # before its runtime
+        del runtime
+        return facts
 
     def describe(self, content: bytes, options: LoadOptions) -> Manifest:
         from trtdeploy.runtimes.tensorrt.description import describe_plan

@@ -51,6 +51,20 @@ def nonzero() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def reshaping() -> onnx.ModelProto:
+    """y = x reshaped to the values of "shape", which TensorRT reads on the host."""
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "reshaping",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH]),
+            helper.make_tensor_value_info("shape", TensorProto.INT64, [2]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", "b"])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 def expected(x: Array) -> Array:
     result: Array = x @ _WEIGHTS
     return result

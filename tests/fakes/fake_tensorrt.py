@@ -7,6 +7,7 @@ breaks TensorRT's rules raises ``Misuse`` and is kept in ``module.misuses``: exc
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import json
 import threading
@@ -127,7 +128,8 @@ def make_fake_tensorrt(
             }[self.dtype(name)]
 
         def get_tensor_location(self, name: str) -> TensorLocation:
-            return TensorLocation.DEVICE
+            is_shape = self.get_tensor_mode(name) is TensorIOMode.INPUT and self.dtype(name) == "int64"
+            return TensorLocation.HOST if is_shape else TensorLocation.DEVICE
 
         def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
             if self._profiles:
@@ -234,7 +236,7 @@ def make_fake_tensorrt(
 
         def set_tensor_address(self, name: str, memory: int) -> bool:
             with self._alone():
-                if not memory or memory % ALIGNMENT:
+                if not memory or (memory % ALIGNMENT and not self._is_on_host(self._engine_ref[0], name)):
                     raise misuse(f"address {memory} of {name} is null or not aligned to {ALIGNMENT} bytes")
                 self._addresses[name] = memory
                 return True
@@ -260,7 +262,12 @@ def make_fake_tensorrt(
                     if name not in self._addresses and name not in self._allocators:
                         raise misuse(f"enqueued before the address of {name} was set")
                 shapes = {name: self._shapes[name] for name in inputs}
-                places = {name: (self._addresses[name], shapes[name], np.dtype(engine.dtype(name))) for name in inputs}
+                on_host = {name: self._host_value(engine, name) for name in inputs if self._is_on_host(engine, name)}
+                places = {
+                    name: (self._addresses[name], shapes[name], np.dtype(engine.dtype(name)))
+                    for name in inputs
+                    if name not in on_host
+                }
                 if self._allocators:
                     return self._run_now(engine, stream_handle, places, outputs)
                 targets = {
@@ -270,7 +277,7 @@ def make_fake_tensorrt(
                 session = self._session
 
                 def run() -> None:
-                    feeds = {name: cudart.array_at(*place).copy() for name, place in places.items()}
+                    feeds = {name: cudart.array_at(*place).copy() for name, place in places.items()} | on_host
                     for name, result in zip(outputs, session.run(outputs, feeds), strict=True):
                         cudart.array_at(*targets[name])[...] = result
 
@@ -295,7 +302,20 @@ def make_fake_tensorrt(
                     _enqueue_copy(cudart, stream, address, result)
             return True
 
+        def _is_on_host(self, engine: ICudaEngine, name: str) -> bool:
+            return engine.get_tensor_location(name) is TensorLocation.HOST
+
+        def _host_value(self, engine: ICudaEngine, name: str) -> np.ndarray[Any, Any]:
+            """Read the values of a shape, as TensorRT does: at once, on the host."""
+            count = int(np.prod(self._shapes[name], dtype=np.int64))
+            values = (ctypes.c_int64 * count).from_address(self._addresses[name])
+            return np.array(values, np.int64).reshape(self._shapes[name])
+
         def _output_shape(self, engine: ICudaEngine, name: str) -> tuple[int, ...]:
+            values = {n: self._host_value(engine, n) for n in self._shapes if self._is_on_host(engine, n)}
+            if values:
+                zeros = {n: np.zeros(self._shapes[n], engine.dtype(n)) for n in self._shapes if n not in values}
+                return tuple(self._session.run([name], zeros | values)[0].shape)
             fixed = onnx.ModelProto()
             fixed.CopyFrom(engine._model)
             for value in fixed.graph.input:

@@ -12,13 +12,14 @@ import weakref
 import numpy as np
 import pytest
 from fake_cudart import OUT_OF_MEMORY, FakeViolation
-from fake_gpu import FakeGpu, batch, batches, expected, linear, manifest, nonzero
+from fake_gpu import FakeGpu, batch, batches, expected, linear, manifest, nonzero, reshaping
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trtdeploy.engine import Engine
 from trtdeploy.errors import (
     DeviceMemoryError,
+    DtypeError,
     EngineClosedError,
     InferenceError,
     PlanCorruptError,
@@ -575,3 +576,23 @@ def test_a_plan_that_was_built_without_a_gpu_is_asked_where_there_is_one(monkeyp
     again = facts.model_copy(update={"precision": found})
     assert TensorRTRuntime(gpu.bindings).precision_of(b"not read", again, LoadOptions()) == found
     gpu.assert_clean()
+
+
+def test_values_of_a_shape_are_read_on_the_host_and_belong_to_their_request() -> None:
+    gpu = FakeGpu(36, eagerness=0.0)
+    with gpu.engine(reshaping(), profiles=(), contexts=2) as engine:
+        x = batch(2, 1)["x"]
+        wanted = [(128, 1), (64, 2), (2, 64), (2, 64), (1, 128), (128, 1)] * 3
+        futures = [engine.submit({"x": x, "shape": np.array(shape, np.int64)}) for shape in wanted]
+        for future, shape in zip(futures, wanted, strict=True):
+            np.testing.assert_array_equal(future.result(10)["y"], x.reshape(shape))
+        assert "shape tensors" in str(engine._contexts[0].graphs["reason"])  # type: ignore[attr-defined]
+
+
+def test_values_of_a_shape_on_the_gpu_are_refused_not_read() -> None:
+    gpu = FakeGpu(37)
+    with gpu.engine(reshaping(), profiles=()) as engine:
+        array = OnFakeGpu(gpu, np.array([2, 64], np.int64))
+        with pytest.raises(DtypeError, match="reads on the host"):
+            engine.infer({"x": batch(2, 1)["x"], "shape": array})
+        array.release(engine)

@@ -192,7 +192,9 @@ def test_a_gpu_machine_where_all_fits_builds_and_runs() -> None:
             id="container of another TensorRT",
         ),
         pytest.param(
-            machine(cache=CacheFolder(path="/home/someone/.cache/trtdeploy", writable=False, detail="Permission denied")),
+            machine(
+                cache=CacheFolder(path="/home/someone/.cache/trtdeploy", writable=False, detail="Permission denied")
+            ),
             "The cache folder /home/someone/.cache/trtdeploy cannot be written: Permission denied.",
             "export TRTDEPLOY_CACHE=FOLDER",
             id="cache folder",

@@ -95,6 +95,12 @@ class ShapeRange(BaseModel):
     def __str__(self) -> str:
         return ":".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
 
+    def fits(self, accepted: Sequence[int]) -> bool:
+        """Say whether the range suits an input of this shape: its rank, and its size wherever that is not dynamic."""
+        return len(accepted) == len(self.min) and all(
+            size < 0 or low == high == size for size, low, high in zip(accepted, self.min, self.max, strict=True)
+        )
+
     def contains(self, shape: Sequence[int]) -> bool:
         """Say whether ``shape`` lies inside the range."""
         return len(shape) == len(self.min) and all(

@@ -94,11 +94,7 @@ def _check_profiles(source: SourceModel, config: BuildConfig) -> None:
         for name, shapes in profile.items():
             if name not in known:
                 raise UsageError(f"--shape names input {name!r}; the model has {sorted(known)}.")
-            wanted = known[name].shape
-            if len(wanted) != len(shapes.min) or any(
-                size >= 0 and not low == high == size
-                for size, low, high in zip(wanted, shapes.min, shapes.max, strict=True)
-            ):
+            if not shapes.fits(known[name].shape):
                 raise UsageError(f"--shape {name}={shapes} does not fit the model's input {known[name]}.")
 
 

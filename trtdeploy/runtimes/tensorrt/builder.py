@@ -193,7 +193,7 @@ def _weighted_layers(source: SourceModel, profiles: Profiles) -> WeightedLayers:
         macs = macs_by_node(source.proto, shapes)
     except ModelError as error:
         logger.info("layers are counted, not multiply-accumulates: %s", error)
-        macs = {name: 1 for name, _ in quantized.items()}
+        macs = dict.fromkeys(quantized, 1)
     return WeightedLayers(macs, frozenset(name for name, is_quantized in quantized.items() if is_quantized))
 
 

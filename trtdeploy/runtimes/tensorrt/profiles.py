@@ -86,9 +86,7 @@ def _check_range(name: str, shapes: ShapeRange, inputs: Mapping[str, tensorrt.IT
     if tensor.is_shape_tensor:
         return
     wanted = _dims(tensor)
-    if len(wanted) != len(shapes.min) or any(
-        size >= 0 and not low == high == size for size, low, high in zip(wanted, shapes.min, shapes.max, strict=True)
-    ):
+    if not shapes.fits(wanted):
         raise UsageError(f"--shape {name}={shapes} does not fit the model's input {name} {format_shape(wanted)}.")
 
 

@@ -59,6 +59,7 @@ class TensorRTRuntime(Runtime):
         # onnx is needed to build, not to load
         from trtdeploy.onnxgraph.qdq import with_named_nodes
         from trtdeploy.runtimes.tensorrt.builder import Target, build_plan
+        from trtdeploy.runtimes.tensorrt.stores import timing_cache_of
 
         config.refuse_options_of("onnxruntime", runtime=self.bindings.flavour.title)
         try:
@@ -78,13 +79,7 @@ class TensorRTRuntime(Runtime):
         built_for = self._built_for(config, device)
         if device is not None and not is_target(device.capability, built_for.capability):
             reason = f"the plan is for compute capability {built_for.capability}, this GPU has {device.capability}."
-        from trtdeploy.runtimes.tensorrt.stores import timing_cache_of
-
-        cache = None
-        if config.timing_cache is not None and device is not None:
-            cache = timing_cache_of(self.bindings, device, config)
-        if device is not None:
-            device.use()
+        cache = None if device is None else timing_cache_of(self.bindings, device, config)
         target = Target(device=built_for, obstacle=reason or None, cache=cache)
         return build_plan(
             self.bindings, replace(source, proto=with_named_nodes(source.proto)), config, target, progress=progress

@@ -15,13 +15,12 @@ from trtdeploy.plan import DeviceFacts, PrecisionFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
-from trtdeploy.runtimes.tensorrt.deserialization import deserialize
 from trtdeploy.runtimes.tensorrt.implicit import set_dynamic_ranges
 from trtdeploy.runtimes.tensorrt.messages import Capture
 from trtdeploy.runtimes.tensorrt.network import ParsedNetwork, parse
 from trtdeploy.runtimes.tensorrt.options import apply_options
 from trtdeploy.runtimes.tensorrt.plugins import load_plugins
-from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, facts_from_network, inspect_engine, require_int8
+from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, ask_plan, facts_from_network, require_int8
 from trtdeploy.runtimes.tensorrt.profiles import Profiles, add_profiles, profiles_for
 from trtdeploy.runtimes.tensorrt.progress import Cancellation, make_monitor, run_cancellable
 from trtdeploy.runtimes.tensorrt.timing import TimingBlobs
@@ -202,11 +201,7 @@ def _ask_engine(
 ) -> PrecisionFacts:
     try:
         # this process has just built it: its host code, if it is version-compatible, is our own
-        runtime, engine = deserialize(bindings, content, LoadOptions(host_code_allowed=True))
+        return ask_plan(bindings, content, layers, LoadOptions(host_code_allowed=True))
     except PlanError as error:
         note = f"{from_network.note} (It could not be loaded to be asked: {error.message})"
         return from_network.model_copy(update={"note": note})
-    facts = inspect_engine(bindings, engine, layers)
-    del engine  # before its runtime
-    del runtime
-    return facts

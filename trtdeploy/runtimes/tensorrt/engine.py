@@ -49,7 +49,6 @@ class TensorRTEngine(LoadedEngine):
             )
         self._bindings = bindings
         self._options = options
-        self._manifest = manifest
         self._device = device
         self._lock = threading.Lock()
         self._closed = False

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from trtdeploy.errors import BuildError
 from trtdeploy.plan import LayerPrecision, PrecisionFacts
+from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
+from trtdeploy.runtimes.tensorrt.deserialization import deserialize
 
 if TYPE_CHECKING:
     import tensorrt
@@ -51,6 +53,19 @@ class WeightedLayers:
         """Return the percentage of all multiply-accumulates that these nodes do."""
         total = sum(self.macs.values())
         return round(100 * sum(self.macs[name] for name in names if name in self.macs) / total, 2) if total else 0.0
+
+
+def ask_plan(bindings: Bindings, content: bytes, layers: WeightedLayers, options: LoadOptions) -> PrecisionFacts:
+    """Load a plan only to ask its engine's inspector.
+
+    Raises:
+        PlanError: It cannot be loaded here.
+    """
+    runtime, engine = deserialize(bindings, content, options)
+    facts = inspect_engine(bindings, engine, layers)
+    del engine  # before its runtime
+    del runtime
+    return facts
 
 
 def inspect_engine(bindings: Bindings, engine: tensorrt.ICudaEngine, layers: WeightedLayers) -> PrecisionFacts:

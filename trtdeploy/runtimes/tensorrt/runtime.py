@@ -86,18 +86,13 @@ class TensorRTRuntime(Runtime):
         )
 
     def precision_of(self, content: bytes, manifest: Manifest, options: LoadOptions) -> PrecisionFacts:
-        from trtdeploy.runtimes.tensorrt.deserialization import deserialize
-        from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, inspect_engine
+        from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, ask_plan
 
         if manifest.precision.evidence == "engine inspector" or not manifest.precision.layers:
             return manifest.precision
         # built where there was no GPU to ask, looked at where there is one
         _device(options.device).use()
-        runtime, engine = deserialize(self.bindings, content, options)
-        facts = inspect_engine(self.bindings, engine, WeightedLayers.of(manifest.precision))
-        del engine  # before its runtime
-        del runtime
-        return facts
+        return ask_plan(self.bindings, content, WeightedLayers.of(manifest.precision), options)
 
     def describe(self, content: bytes, options: LoadOptions) -> Manifest:
         from trtdeploy.runtimes.tensorrt.description import describe_plan

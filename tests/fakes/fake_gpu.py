@@ -108,9 +108,7 @@ class FakeGpu:
     ) -> TensorRTEngine:
         """Load a plan below the engine that users see."""
         plan = self.plan(model or linear(), profiles) if content is None else content
-        return TensorRTEngine(
-            self.bindings, plan, manifest(model or linear(), profiles), LoadOptions(**options), self.device
-        )
+        return TensorRTEngine(self.bindings, plan, LoadOptions(**options), self.device)
 
     @contextmanager
     def engine(

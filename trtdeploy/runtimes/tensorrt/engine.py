@@ -11,7 +11,6 @@ from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import DevicePool
 from trtdeploy.cuda.streams import Stream
 from trtdeploy.errors import EngineClosedError, UsageError
-from trtdeploy.plan import Manifest
 from trtdeploy.runtimes.base import LoadedEngine
 from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.arena import Arena
@@ -34,14 +33,11 @@ class TensorRTEngine(LoadedEngine):
     Args:
         bindings: The library.
         content: The plan.
-        manifest: Its manifest.
         options: How to load it.
         device: The GPU.
     """
 
-    def __init__(
-        self, bindings: Bindings, content: bytes, manifest: Manifest, options: LoadOptions, device: Device
-    ) -> None:
+    def __init__(self, bindings: Bindings, content: bytes, options: LoadOptions, device: Device) -> None:
         if options.runtime_cache is not None and bindings.flavour.name != "tensorrt-rtx":
             raise UsageError(
                 f"{bindings.flavour.title} compiles nothing at run time: runtime_cache means nothing to it.",

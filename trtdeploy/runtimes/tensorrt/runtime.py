@@ -126,7 +126,7 @@ class TensorRTRuntime(Runtime):
 
         if options.threads is not None:
             raise UsageError("The plan runs on a GPU: threads= means nothing to it.", hint="Leave it out.")
-        return TensorRTEngine(self.bindings, content, manifest, options, _device(options.device))
+        return TensorRTEngine(self.bindings, content, options, _device(options.device))
 
     def _built_for(self, config: BuildConfig, device: Device | None) -> DeviceFacts:
         if self.name == "tensorrt-rtx" and config.compute_capabilities != ("current",):

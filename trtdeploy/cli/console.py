@@ -24,6 +24,7 @@ from trtdeploy.errors import TrtDeployError
 INTERRUPTED_EXIT_CODE = 130
 """128 + SIGINT, as shells report it."""
 _MAX_SECONDS = 1e7
+_IMPORT_LOOK_S = 0.02
 _FILE_COLUMNS = 160
 READER_GONE_EXIT_CODE = 141
 """128 + SIGPIPE: whoever read our output has ended, as in ``trtdeploy inspect PLAN | head -1``."""
@@ -118,10 +119,26 @@ def finite_seconds(value: float) -> float:
     return value
 
 
-def interrupt(number: int, _frame: FrameType | None) -> None:
-    """End on a signal as on Ctrl-C; for ``signal.signal``."""
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """End on a signal as on Ctrl-C; for ``signal.signal``. One that comes during an import waits for its end."""
     _interrupted.set()
+    if _in_import(frame):
+        # an extension module that is being loaded may print an exception of its imports, or swallow it
+        main_thread = threading.main_thread().ident
+        # to this thread: a wait that it is in by then has to end
+        again = threading.Timer(_IMPORT_LOOK_S, signal.pthread_kill, [main_thread, number])
+        again.daemon = True
+        again.start()
+        return
     raise KeyboardInterrupt("Interrupted." if number == signal.SIGINT else "Stopped.")
+
+
+def _in_import(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Bars:

@@ -26,7 +26,7 @@ import torch
 from training.calibrate import fix_ranges, observing_inputs
 from training.export import trace_to_onnx
 from training.models.efficientnet import efficientnet_b0
-from training.quantize import quantize
+from training.quantization import quantize
 from trtdeploy import BuildConfig, Engine, build
 from trtdeploy.files import atomic_write
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.cli import main
+from training.cli.main import main
 
 if __name__ == "__main__":
     main()

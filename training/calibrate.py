@@ -22,7 +22,7 @@ from training.checkpoint import (
     warn_of_other_splits,
 )
 from training.loop import score
-from training.quantize import SMALLEST_AMAX, Method, quantize, quantized_layers, quantizers, weight_amax
+from training.quantization import SMALLEST_AMAX, Method, quantize, quantized_layers, quantizers, weight_amax
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import LedgerError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, map_labels

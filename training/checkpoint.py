@@ -18,7 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from training.models import DEFAULT_MODEL, create_model
-from training.quantize import Method, quantize, reserve_ranges
+from training.quantization import Method, quantize, reserve_ranges
 from training.weights import read_metadata, read_safetensors, read_torch, refuse_non_finite, shown
 from trtdeploy import __version__
 from trtdeploy.datasets import Dataset

@@ -21,7 +21,7 @@ from torch import nn
 
 from training.checkpoint import Checkpoint
 from training.predict import predictor
-from training.quantize import quantizers
+from training.quantization import quantizers
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import ModelError, QuantizationError, RuntimeUnavailableError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes

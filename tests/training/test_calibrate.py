@@ -10,7 +10,7 @@ from torch import nn
 
 from training.calibrate import calibrate, fix_ranges, observing_inputs
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.quantize import SMALLEST_AMAX, quantize, quantized_layers
+from training.quantization import SMALLEST_AMAX, quantize, quantized_layers
 from trtdeploy.errors import QuantizationError, UsageError
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from training.checkpoint import load_checkpoint
 from training.export import export, onnx_predictor
-from training.quantize import SMALLEST_AMAX
+from training.quantization import SMALLEST_AMAX
 from trtdeploy.onnxgraph import ranges_to_qdq
 from trtdeploy.onnxgraph.dynamic_ranges import read_ranges, write_ranges
 from trtdeploy.onnxgraph.quantization_check import check_quantization

@@ -10,7 +10,7 @@ import torch
 from tiny_model import OddConv, nothing_to_quantize, tiny
 from torch import nn
 
-from training.quantize import (
+from training.quantization import (
     ExactHistogramCalibrator,
     Quantizer,
     quantize,
@@ -134,7 +134,7 @@ def test_counts_beyond_single_precision_are_exact():
 
 def test_importing_leaves_logging_and_the_library_as_they_were():
     code = (
-        "import logging, training.quantize\n"
+        "import logging, training.quantization\n"
         "from pytorch_quantization.nn import TensorQuantizer\n"
         "print(logging.getLogger().handlers, TensorQuantizer.use_fb_fake_quant)"
     )

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from training.checkpoint import load_checkpoint
-from training.cli import app
+from training.cli.main import app
 from trtdeploy.ledger import Ledger
 
 HERE = Path(__file__).parent
@@ -201,7 +201,7 @@ def test_help_does_not_import_torch():
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from training.cli import app\n"
+        "from training.cli.main import app\n"
         "for name in ('fit', 'calibrate', 'qat', 'export', 'evaluate'):\n"
         "    assert CliRunner().invoke(app, [name, '--help']).exit_code == 0\n"
         "print({'torch', 'onnx', 'numpy'} & set(sys.modules))"

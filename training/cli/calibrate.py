@@ -1,0 +1,69 @@
+"""``training calibrate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from training.cli.arguments import open_both
+from training.cli.console import Display
+from training.cli.options import (
+    AsJson,
+    CalibrationMethod,
+    CheckpointPath,
+    Data,
+    ImageSize,
+    LedgerFile,
+    Model,
+    Output,
+    Seed,
+    SplitSeed,
+)
+from training.cli.reporting import check_suffix, report, score_and_record
+from trtdeploy.cli.console import door
+
+
+def calibrate(
+    checkpoint: CheckpointPath,
+    output: Output,
+    data: Data = "digits",
+    method: Annotated[
+        CalibrationMethod, typer.Option("--method", help="Range of activations: largest |x|, or a percentile of |x|.")
+    ] = CalibrationMethod.percentile,
+    percentile: Annotated[float, typer.Option("--percentile", help="Percent of all |x| inside the range.")] = 99.99,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="Use so many of the calibration images (default: all).")
+    ] = None,
+    model: Model = None,
+    image_size: ImageSize = None,
+    seed: Seed = 0,
+    split_seed: SplitSeed = None,
+    ledger: LedgerFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a float checkpoint to INT8 without training (PTQ)."""
+    with door(), Display() as display:
+        from training.calibrate import calibrate as run
+        from training.recording import has_stage
+
+        check_suffix(output, ".safetensors")
+        start, dataset, split_seed = open_both(
+            data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
+        )
+        with dataset:
+            # Before calibration, which changes the network: this is how somebody else's checkpoint gets its stage.
+            if ledger is not None and start.facts.kind == "float" and not has_stage(ledger, "float"):
+                score_and_record(start, dataset, "float", ledger, "training calibrate", display)
+            saved = run(
+                dataset,
+                start,
+                output,
+                method=method.value,
+                percentile=percentile,
+                images=images,
+                seed=seed,
+                split_seed=split_seed,
+                progress=display.images("calibrating"),
+            )
+            report(saved, dataset, "calibrate", ledger, display, as_json=as_json)

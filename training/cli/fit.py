@@ -1,0 +1,74 @@
+"""``training fit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.cli.arguments import open_data, schedule_from
+from training.cli.console import Display
+from training.cli.options import (
+    AsJson,
+    BatchSize,
+    Data,
+    Epochs,
+    Flip,
+    ImageSize,
+    LearningRate,
+    LedgerFile,
+    MaxSteps,
+    Model,
+    Output,
+    Resume,
+    Seed,
+    Shift,
+    SplitSeed,
+)
+from training.cli.reporting import check_suffix, report
+from trtdeploy.cli.console import door
+
+
+def fit(
+    output: Output,
+    data: Data = "digits",
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="Float checkpoint to start from.")] = None,
+    model: Model = None,
+    image_size: ImageSize = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    shift: Shift = None,
+    flip: Flip = False,
+    seed: Seed = 0,
+    split_seed: SplitSeed = None,
+    resume: Resume = False,
+    ledger: LedgerFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a float network and keep the epoch that scores best on dev."""
+    with door(), Display() as display:
+        from training.fit import default_schedule
+        from training.fit import fit as run
+
+        check_suffix(output, ".safetensors")
+        start, dataset, split_seed = open_data(
+            data, checkpoint=checkpoint, model=model, image_size=image_size, split_seed=split_seed
+        )
+        with dataset:
+            saved = run(
+                dataset,
+                output,
+                schedule=schedule_from(
+                    default_schedule(dataset), epochs, max_steps, batch_size, learning_rate, shift, flip, seed
+                ),
+                model=model,
+                image_size=image_size,
+                start=start,
+                split_seed=split_seed,
+                resume=resume,
+                observer=display,
+            )
+            report(saved, dataset, "fit", ledger, display, as_json=as_json)

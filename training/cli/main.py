@@ -1,0 +1,38 @@
+"""``python -m training``: from images to a float, PTQ or QAT checkpoint, and from there to Q/DQ ONNX.
+
+Each command has a module of its name, which parses options, calls the function of the same name and prints. torch is
+imported inside them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from training.cli.calibrate import calibrate
+from training.cli.console import log_to_stderr
+from training.cli.evaluate import evaluate
+from training.cli.export import export
+from training.cli.fit import fit
+from training.cli.qat import qat
+
+app = typer.Typer(
+    name="training",
+    help="Train, quantize and export image classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _command in (fit, calibrate, qat, export, evaluate):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    # Read by torch's OpenMP runtime when it is loaded. By default its workers spin for milliseconds between two
+    # operations; on a machine whose cores are shared they then keep each other from running, and training gets
+    # many times slower. This bounds the spinning to microseconds.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    log_to_stderr()
+    app()

@@ -1,0 +1,61 @@
+"""What the commands that write a checkpoint say about it, and how they record it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.cli.console import Display, print_facts
+from trtdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from training.checkpoint import Checkpoint, SavedCheckpoint
+    from trtdeploy.datasets import Dataset
+
+
+def check_suffix(output: Path, suffix: str) -> None:
+    """Refuse an output file of another kind before any work is done."""
+    if output.suffix != suffix:
+        raise UsageError(f"--output {output} must end in {suffix}.")
+
+
+def report(
+    saved: SavedCheckpoint, dataset: Dataset, command: str, ledger: Path | None, display: Display, *, as_json: bool
+) -> None:
+    """Print what was written and, with a ledger, score it on the test split from the file."""
+    facts = saved.as_json()
+    dev = saved.facts.dev
+    text = f"{saved.path}: {saved.facts.kind}"
+    if dev is not None:
+        text += f", dev top-1 {dev.top1:.2f}% on {dev.n} images, {saved.seconds:.1f} s"
+    if ledger is not None:
+        from training.checkpoint import load_checkpoint
+
+        start = load_checkpoint(saved.path)
+        facts["ledger"] = score_and_record(start, dataset, saved.facts.kind, ledger, f"training {command}", display)
+        top1 = facts["ledger"]["top1"]
+        text += f"; test top-1 {top1['value']:.2f}% [{top1['low']:.2f}, {top1['high']:.2f}]"
+    display.finish()
+    print_facts(facts, text, as_json=as_json)
+
+
+def score_and_record(
+    checkpoint: Checkpoint, dataset: Dataset, stage: Any, ledger: Path, command: str, display: Display
+) -> dict[str, Any]:
+    """Score a checkpoint on the test split, record it as ``stage`` and return the record as JSON."""
+    from training.predict import predictor
+    from training.recording import record, score_split
+
+    predict = predictor(checkpoint.model)
+    evaluation = score_split(predict, checkpoint.facts, dataset, progress=display.images(f"scoring {stage}"))
+    return record(
+        ledger,
+        stage,
+        evaluation,
+        predict=predict,
+        facts=checkpoint.facts,
+        dataset=dataset,
+        file=checkpoint.path,
+        sha256=checkpoint.sha256,
+        command=command,
+    )

@@ -80,7 +80,7 @@ class Transition(nn.Module):
 
 
 def thin_densenet(num_classes: int) -> nn.Module:
-    """Return a DenseNet of three blocks of four layers, growth 12, compression 0.5; its first convolution strides by 2."""
+    """Return a DenseNet of three blocks of 4 layers, growth 12, compression 0.5; its first convolution has stride 2."""
     growth, layers = 12, 4
     channels = 2 * growth
     parts: list[nn.Module] = [nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False)]

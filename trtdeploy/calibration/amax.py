@@ -1,0 +1,70 @@
+"""From a histogram to the range of a tensor, by each of the methods."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Literal, get_args
+
+import numpy as np
+
+from trtdeploy.calibration.entropy import LEVELS, entropy_bin
+from trtdeploy.calibration.histogram import AbsHistogram
+from trtdeploy.calibration.squared_error import squared_error_bin
+from trtdeploy.errors import QuantizationError
+
+Method = Literal["max", "percentile", "mse", "entropy"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+_ENTROPY_BINS = 4096
+
+
+def amax_of(histogram: AbsHistogram, method: Method, *, percentile: float = 99.99) -> float:
+    """Return the range of a tensor: values are clipped to [-amax, amax], and ``scale = amax / 127``.
+
+    - ``max``: the largest |x|.
+    - ``percentile``: the upper edge of the bin of the value with rank ``ceil(percentile / 100 * n)``, so that at least
+      that many values lie inside. Source: pytorch-quantization's calibrator, which takes the lower edge.
+    - ``mse``: the least mean squared error of quantization; see ``squared_error``.
+    - ``entropy``: the least Kullback-Leibler divergence; see ``entropy``.
+
+    No range is larger than the largest |x|.
+
+    Args:
+        histogram: Of all values of the tensor.
+        method: One of ``METHODS``.
+        percentile: Of the method of that name, in percent.
+
+    Returns:
+        The range; 0 where all values are 0.
+
+    Raises:
+        QuantizationError: The histogram is empty, the method is unknown, or the percentile is not in (0, 100].
+    """
+    if method not in METHODS:
+        raise QuantizationError(f"{method!r} is no calibration method; the methods are {', '.join(METHODS)}.")
+    if not histogram.n:
+        raise QuantizationError(
+            "There are no values to find a range from.",
+            hint="Calibrate with at least one image that reaches the tensor.",
+        )
+    if method == "max" or histogram.largest == 0:
+        return histogram.largest
+    if method == "percentile":
+        amax = _percentile_edge(histogram, percentile)
+    elif method == "mse":
+        counts, width = histogram.coarse(histogram.counts.size)
+        amax = squared_error_bin(counts) * width
+    else:
+        counts, width = histogram.coarse(_ENTROPY_BINS)
+        # where nothing lies in range, the divergence is undefined; bin 0 stands for bin 1
+        first = int(np.flatnonzero(np.append(counts[1:], 1))[0]) + 1
+        amax = entropy_bin(counts, start_bin=max(LEVELS, first + 1)) * width
+    return min(amax, histogram.largest)
+
+
+def _percentile_edge(histogram: AbsHistogram, percentile: float) -> float:
+    if not 0 < percentile <= 100:
+        raise QuantizationError(f"The percentile {percentile:g} is not in (0, 100].")
+    rank = math.ceil(Fraction(str(percentile)) * histogram.n / 100)
+    return float(np.searchsorted(np.cumsum(histogram.counts), rank) + 1) * histogram.width

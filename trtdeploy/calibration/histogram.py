@@ -1,0 +1,96 @@
+"""An exact histogram of |x|, collected in one pass over values of any range."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtdeploy.errors import QuantizationError
+from trtdeploy.tensors import Array
+
+BINS = 16384
+_SMALLEST_WIDTH = 2.0**-149
+_BLOCK = 1 << 17
+_LARGEST_FACTOR_EXPONENT = 126
+
+
+class AbsHistogram:
+    """Counts of |x| in equal bins whose width is a power of two.
+
+    Bin ``i`` holds ``i * width <= |x| < (i + 1) * width``. A power of two makes the division of a float32 by the width
+    exact, and so every count, without going through float64. When a larger value comes, the width doubles until it
+    fits, and neighbouring bins are added up, which is exact too. Counts are int64: float32 counts, as ``torch.histc``
+    keeps them, stand still at 2**24 (https://github.com/NVIDIA/TensorRT/issues/2757).
+
+    Attributes:
+        counts: int64, shape (BINS,).
+        width: Width of a bin.
+        n: Number of values.
+        largest: The largest |x|; 0 as long as there is none.
+    """
+
+    def __init__(self) -> None:
+        self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self.width = _SMALLEST_WIDTH
+        self.n = 0
+        self.largest = 0.0
+
+    def add(self, values: Array) -> None:
+        """Count the values of an array of any shape, taken as float32.
+
+        Raises:
+            QuantizationError: A value is not finite; nothing of the array is counted then.
+        """
+        if not values.size:
+            return
+        with np.errstate(over="ignore"):
+            flat = np.asarray(values, np.float32).ravel(order="K")
+        largest = max(float(flat.max()), -float(flat.min()))
+        if not np.isfinite(largest) or np.isnan(flat.min()):
+            broken = int(np.count_nonzero(~np.isfinite(flat)))
+            raise QuantizationError(
+                f"{broken} of {flat.size} values are not finite (NaN, infinity, or beyond float32); no range can be "
+                "found from them.",
+                hint="Evaluate the float model on these inputs first.",
+            )
+        self._widen(largest)
+        exponent = -round(np.log2(self.width))
+        steps = [min(exponent, _LARGEST_FACTOR_EXPONENT)]
+        if exponent > _LARGEST_FACTOR_EXPONENT:  # no float32 is 1 / width, but two make it
+            steps.append(exponent - _LARGEST_FACTOR_EXPONENT)
+        factors = [np.float32(2.0**step) for step in steps]
+        scaled = np.empty(min(flat.size, _BLOCK), np.float32)
+        indices = np.empty(scaled.size, np.intp)
+        for start in range(0, flat.size, _BLOCK):
+            block = flat[start : start + _BLOCK]
+            size = block.size
+            np.abs(block, out=scaled[:size])
+            for factor in factors:
+                np.multiply(scaled[:size], factor, out=scaled[:size])
+            np.copyto(indices[:size], scaled[:size], casting="unsafe")
+            found = np.bincount(indices[:size])
+            self.counts[: found.size] += found
+        self.n += flat.size
+        self.largest = max(self.largest, largest)
+
+    def coarse(self, bins: int) -> tuple[NDArray[np.int64], float]:
+        """Return counts and width of the bins up to the largest value, added up in pairs until at most ``bins``."""
+        used = int(self.largest / self.width) + 1
+        counts, width = self.counts[:used], self.width
+        while counts.size > bins:
+            counts, width = _in_pairs(counts), 2 * width
+        return counts, width
+
+    def _widen(self, largest: float) -> None:
+        while largest >= BINS * self.width:
+            if self.n:
+                folded = _in_pairs(self.counts)
+                self.counts[: folded.size] = folded
+                self.counts[folded.size :] = 0
+            self.width *= 2
+
+
+def _in_pairs(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    even = counts if counts.size % 2 == 0 else np.append(counts, 0)
+    pairs: NDArray[np.int64] = even.reshape(-1, 2).sum(axis=1)
+    return pairs

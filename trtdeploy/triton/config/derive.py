@@ -5,51 +5,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from trtdeploy.errors import ModelError, RuntimeUnavailableError
+from trtdeploy.errors import ModelError
 from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest
 from trtdeploy.tensors import DYNAMIC, TensorSpec, dtype_to_triton
+from trtdeploy.triton.config.options import CONTEXTS_KEY, DEFAULT_MAX_BATCH_SIZE, PackageOptions
+from trtdeploy.triton.config.scheduling import (
+    add_cuda_graphs,
+    add_dynamic_batching,
+    add_rate_limiter,
+    add_version_policy,
+)
+from trtdeploy.triton.config.schema import schema
+from trtdeploy.triton.config.warmup import add_warmup
 
-CONTEXTS_KEY = "trtdeploy.contexts"
 LABELS_FILE = "labels.txt"
-DEFAULT_MAX_BATCH_SIZE = 32
-
-
-class PackageOptions(BaseModel):
-    """How a plan shall be served; unknown keys are refused.
-
-    Attributes:
-        max_batch_size: Largest batch that Triton forms; None takes the profiles' largest, or 32 where the plan has a
-            dynamic batch and no profile.
-        instances: How many copies of the model Triton runs at the same time.
-        contexts: Execution contexts inside each instance of a Python-backend model.
-        max_queue_delay_us: How long a request may wait for others to share its batch, in microseconds.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_batch_size: int | None = Field(default=None, ge=1)
-    instances: int = Field(default=1, ge=1)
-    contexts: int = Field(default=1, ge=1)
-    max_queue_delay_us: int = Field(default=0, ge=0)
-
-
-def schema() -> Any:
-    """Return tritonclient's ``model_config_pb2``.
-
-    Raises:
-        RuntimeUnavailableError: tritonclient is not installed.
-    """
-    try:
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise RuntimeUnavailableError(
-            "Triton's configuration schema comes with tritonclient, which is not installed.",
-            hint="pip install 'trtdeploy[triton]'",
-        ) from error
-    return model_config_pb2
 
 
 def render_config(manifest: Manifest, name: str, options: PackageOptions) -> str:
@@ -91,11 +61,26 @@ def make_config(manifest: Manifest, name: str, options: PackageOptions) -> Any:
     on_gpu = manifest.device.kind == "gpu"  # TensorRT-RTX has no backend of its own: the Python backend runs it
     kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
     group = config.instance_group.add(count=options.instances, kind=kind)
-    if on_tensorrt and len(manifest.profiles) > 1:
-        # Triton's TensorRT backend makes a context for the first profile only unless they are listed
-        group.profile.extend(map(str, range(len(manifest.profiles))))
-    if max_batch_size > 1:
-        config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
+    if options.gpus and not on_gpu:
+        raise ModelError(
+            f"gpus {list(options.gpus)} was asked for, but this plan is for {manifest.device.name}, a CPU.",
+            hint="Leave gpus out, or build the plan on a GPU.",
+        )
+    group.gpus.extend(options.gpus)
+    _add_profiles(group, manifest, options, on_tensorrt=on_tensorrt)
+    add_dynamic_batching(config, options)
+    add_rate_limiter(group, options)
+    add_version_policy(config, options)
+    if options.response_cache:
+        config.response_cache.enable = True
+    if options.cuda_graphs:
+        if not on_tensorrt:
+            raise ModelError(
+                f"cuda_graphs are captured by Triton's TensorRT backend; this plan runs on {manifest.runtime.name}.",
+                hint="Leave cuda_graphs out.",
+            )
+        add_cuda_graphs(config, manifest, options)
+    add_warmup(config, manifest, options)
     if not on_tensorrt:
         config.parameters[CONTEXTS_KEY].string_value = str(options.contexts)
     if manifest.labels is not None:
@@ -103,6 +88,18 @@ def make_config(manifest: Manifest, name: str, options: PackageOptions) -> Any:
     if manifest.preprocessing is not None:
         config.parameters[PREPROCESSING_KEY].string_value = manifest.preprocessing.to_json()
     return config
+
+
+def _add_profiles(group: Any, manifest: Manifest, options: PackageOptions, *, on_tensorrt: bool) -> None:
+    count = len(manifest.profiles)
+    if options.profiles and not on_tensorrt:
+        raise ModelError("profiles are chosen for Triton's TensorRT backend only.", hint="Leave profiles out.")
+    unknown = [number for number in options.profiles if not 0 <= number < count]
+    if unknown:
+        raise ModelError(f"The plan has {count} profiles, numbered from 0; there is none with number {unknown}.")
+    chosen = options.profiles or (range(count) if on_tensorrt and count > 1 else ())
+    # Triton's TensorRT backend makes a context for the first profile only unless they are listed
+    group.profile.extend(map(str, chosen))
 
 
 def _data_type(pb: Any, spec: TensorSpec) -> int:

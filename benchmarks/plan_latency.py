@@ -46,7 +46,7 @@ def export_models(folder: Path) -> tuple[Path, Path]:
     network.eval()
     float_onnx, qdq_onnx = folder / "float.onnx", folder / "qdq.onnx"
     float_onnx.write_bytes(trace_to_onnx(network, (3, SIZE, SIZE), opset=17))
-    quantized = quantize(network, calibrator="max")
+    quantized = quantize(network, example=noise[:1])
     with observing_inputs(quantized):
         quantized(noise)
     fix_ranges(quantized)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,16 @@ from training.checkpoint import (
     warn_of_other_splits,
 )
 from training.loop import score
-from training.quantization import SMALLEST_AMAX, Method, quantize, quantized_layers, quantizers, weight_amax
+from training.quantization import (
+    SMALLEST_AMAX,
+    Method,
+    QuantizationSpec,
+    Quantizer,
+    largest_per_channel,
+    quantize,
+    quantized_layers,
+    quantizers,
+)
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import LedgerError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, map_labels
@@ -37,6 +47,7 @@ def calibrate(
     start: Checkpoint,
     output: Path,
     *,
+    spec: QuantizationSpec | None = None,
     method: Method = "percentile",
     percentile: float = 99.99,
     images: int | None = None,
@@ -50,6 +61,7 @@ def calibrate(
         dataset: Labelled images; only those of the split ``calibration`` are looked at, and of ``dev`` for the score.
         start: A float checkpoint. Its network is changed.
         output: The ``.safetensors`` file to write.
+        spec: What is quantized; everything if None.
         method: Activations: the largest |x|, or a percentile of all |x|. Weights always use the largest |w|.
         percentile: Percent of the values that lie inside the range.
         images: How many of the calibration images to use, drawn with ``seed``; all if None.
@@ -58,7 +70,7 @@ def calibrate(
         progress: Called with the number of images done.
 
     Raises:
-        UsageError: The checkpoint is quantized already, or a number makes no sense.
+        UsageError: The checkpoint is quantized already, a number makes no sense, or a pattern matches no layer.
         QuantizationError: A range is not finite, a layer never runs, or nothing can be quantized.
     """
     started = time.perf_counter()
@@ -74,13 +86,17 @@ def calibrate(
     chosen = np.arange(len(split))
     if images is not None:
         chosen = np.sort(np.random.default_rng(seed).choice(len(split), size=images, replace=False))
-    model = quantize(start.model.eval(), calibrator=method)
+    spec = spec or QuantizationSpec()
+    model = quantize(start.model.eval(), spec, example=torch.zeros(1, *preprocessing.sample_shape))
 
     parts = np.array_split(chosen, range(CALIBRATION_BATCH, len(chosen), CALIBRATION_BATCH))
     done = 0
-    with observing_inputs(model):
+    pixels = hashlib.sha256()
+    with observing_inputs(model, method=method):
         for part in parts:
-            inputs = preprocessing.normalise(split.pixels(preprocessing, part))
+            decoded = split.pixels(preprocessing, part)
+            pixels.update(decoded.tobytes())
+            inputs = preprocessing.normalise(decoded)
             model(torch.from_numpy(inputs).to(memory_format=torch.channels_last))
             done += len(part)
             if progress:
@@ -100,8 +116,10 @@ def calibrate(
             images=len(ids),
             seed=seed,
             image_ids_sha256=sha256_bytes("\n".join(ids).encode()),
+            pixels_sha256=pixels.hexdigest(),
             clamped_ranges=clamped,
         ),
+        quantization=spec,
         dev=_score(model, dataset, preprocessing, start.facts.labels),
         parent_sha256=start.sha256,
     )
@@ -110,18 +128,20 @@ def calibrate(
 
 
 @contextmanager
-def observing_inputs(model: nn.Module) -> Iterator[None]:
-    """Run the network in float while every input quantizer shows what passes to its calibrator."""
+def observing_inputs(model: nn.Module, *, method: Method = "max") -> Iterator[None]:
+    """Run the network in float while every quantizer of an activation shows what passes to its calibrator."""
     for _, quantizer in quantizers(model):
         quantizer.disable_quant()
-    for layer in quantized_layers(model):
-        layer.input_quantizer.enable_calib()
+    activations = _activations(model)
+    for quantizer in activations:
+        quantizer.calibrate_by(method)
+        quantizer.enable_calib()
     try:
         with torch.no_grad():
             yield
     finally:
-        for layer in quantized_layers(model):
-            layer.input_quantizer.disable_calib()
+        for quantizer in activations:
+            quantizer.disable_calib()
         for _, quantizer in quantizers(model):
             quantizer.enable_quant()
 
@@ -140,21 +160,23 @@ def fix_ranges(model: nn.Module, *, percentile: float = 99.99) -> int:
         QuantizationError: A layer never ran, or a range is not finite.
     """
     clamped = 0
-    for layer in quantized_layers(model):
-        for quantizer, amax in (
-            (layer.input_quantizer, layer.input_quantizer.computed_amax(percentile=percentile)),
-            (layer.weight_quantizer, weight_amax(layer.weight, layer.weight_quantizer)),
-        ):
-            if amax is None:
-                raise QuantizationError(
-                    f"{quantizer.label} was never computed during calibration, so it has no range.",
-                    hint="Remove layers that the network does not run from the model.",
-                )
-            if not bool(torch.isfinite(amax).all()):
-                raise QuantizationError(f"The range of {quantizer.label} is not finite.")
-            clamped += int((amax < SMALLEST_AMAX).sum())
-            quantizer.set_amax(amax.clamp(min=SMALLEST_AMAX))
+    found = [(quantizer, quantizer.computed_amax(percentile=percentile)) for quantizer in _activations(model)]
+    found += [(layer.weight_quantizer, largest_per_channel(layer)) for layer in quantized_layers(model)]
+    for quantizer, amax in found:
+        if amax is None:
+            raise QuantizationError(
+                f"{quantizer.label} was never computed during calibration, so it has no range.",
+                hint="Remove layers that the network does not run from the model.",
+            )
+        if not bool(torch.isfinite(amax).all()):
+            raise QuantizationError(f"The range of {quantizer.label} is not finite.")
+        clamped += int((amax < SMALLEST_AMAX).sum())
+        quantizer.set_amax(amax.clamp(min=SMALLEST_AMAX))
     return clamped
+
+
+def _activations(model: nn.Module) -> list[Quantizer]:
+    return [quantizer for _, quantizer in quantizers(model) if quantizer.of_activation]
 
 
 def _score(model: nn.Module, dataset: Dataset, preprocessing: Preprocessing, labels: Sequence[str]) -> DevMetrics:

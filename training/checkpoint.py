@@ -18,7 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from training.models import DEFAULT_MODEL, create_model
-from training.quantization import Method, quantize, reserve_ranges
+from training.quantization import Method, QuantizationSpec, quantize, reserve_ranges
 from training.weights import read_metadata, read_safetensors, read_torch, refuse_non_finite, shown
 from trtdeploy import __version__
 from trtdeploy.datasets import Dataset
@@ -57,13 +57,19 @@ class TrainingFacts(_Facts):
 
 
 class CalibrationFacts(_Facts):
-    """How the ranges were found; ``image_ids_sha256`` is over the sorted identifiers, one per line."""
+    """How the ranges were found, and from which images.
+
+    Attributes:
+        image_ids_sha256: Over the sorted identifiers, one per line.
+        pixels_sha256: Over the decoded pixels, uint8, in the order of the dataset; None if it was not recorded.
+    """
 
     method: Method
     percentile: float | None
     images: int
     seed: int
     image_ids_sha256: str
+    pixels_sha256: str | None = None
     clamped_ranges: int
 
 
@@ -83,6 +89,7 @@ class CheckpointFacts(_Facts):
         model: A name that ``training.models.create_model`` understands.
         labels: Class names; output ``i`` scores ``labels[i]``.
         preprocessing: How images become model input.
+        quantization: Where the quantizers are; None for a float checkpoint.
         parent_sha256: Digest of the checkpoint file that this one was made from.
         version: Of trtdeploy, when it was written.
     """
@@ -95,6 +102,7 @@ class CheckpointFacts(_Facts):
     dataset: DatasetFacts | None = None
     training: TrainingFacts | None = None
     calibration: CalibrationFacts | None = None
+    quantization: QuantizationSpec | None = None
     dev: DevMetrics | None = None
     parent_sha256: str | None = None
     version: str = __version__
@@ -174,7 +182,14 @@ def load_checkpoint(
                 raise CheckpointError(f"{path} was made with {option} {known}, not {given}; leave the option out.")
     network = create_model(facts.model, num_classes=len(facts.labels))
     if facts.kind != "float":
-        quantize(network)
+        if facts.quantization is None:
+            raise CheckpointError(
+                f"{path} is quantized ({facts.kind}) but does not say where its quantizers are; an older version wrote "
+                "it.",
+                hint="Calibrate the float checkpoint again: python -m training calibrate",
+            )
+        example = torch.zeros(1, *facts.preprocessing.sample_shape)
+        network = quantize(network, facts.quantization, example=example)
         reserve_ranges(network)
     _load_strictly(path, network, state, facts)
     check_output_width(network, facts.preprocessing, len(facts.labels), source=str(path))

@@ -21,7 +21,7 @@ from torch import nn
 
 from training.checkpoint import Checkpoint
 from training.predict import predictor
-from training.quantization import quantizers
+from training.quantization import quantizers, times_run
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import ModelError, QuantizationError, RuntimeUnavailableError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
@@ -98,7 +98,9 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
         raise UsageError(f"--opset {opset} is not offered; choose from {OPSETS[0]} to {OPSETS[1]}.")
     network = checkpoint.model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     exported = onnx.load_from_string(trace_to_onnx(network, checkpoint.facts.preprocessing.sample_shape, opset=opset))
-    scales = [quantizer.scale_array for _, quantizer in quantizers(network) if quantizer.enabled]
+    runs = times_run(network)
+    enabled = [quantizer for _, quantizer in quantizers(network) if quantizer.enabled]
+    scales = [quantizer.scale_array for quantizer in enabled for _ in range(runs[quantizer])]
     check_quantization(exported, scales)
     onnx.helper.set_model_props(exported, _metadata(checkpoint))
     try:
@@ -307,6 +309,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
         "trtdeploy.preprocessing": facts.preprocessing.to_json(),
         "trtdeploy.labels": json.dumps(list(facts.labels)),
         "trtdeploy.calibration": json.dumps(calibration),
+        "trtdeploy.quantization": facts.quantization.model_dump_json() if facts.quantization else "null",
         "trtdeploy.checkpoint": json.dumps({"kind": facts.kind, "sha256": checkpoint.sha256, "model": facts.model}),
     }
 

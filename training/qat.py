@@ -95,6 +95,7 @@ def qat(
         preprocessing=known.preprocessing,
         dataset=dataset_facts(dataset, split_seed=split_seed),
         calibration=known.calibration,
+        quantization=known.quantization,
         parent_sha256=start.sha256,
     )
     trained = train(

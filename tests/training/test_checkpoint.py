@@ -50,7 +50,7 @@ def test_a_saved_checkpoint_comes_back_whole(tmp_path):
 def test_ranges_of_a_quantized_checkpoint_come_back(ptq_file):
     stored = load_file(ptq_file)
     ranges = {key for key in stored if key.endswith("_amax")}
-    assert len(ranges) == 6
+    assert len(ranges) == 7
     loaded = load_checkpoint(ptq_file)
     for key in ranges:
         assert torch.equal(loaded.model.state_dict()[key], stored[key])

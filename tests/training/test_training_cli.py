@@ -57,7 +57,7 @@ def test_the_whole_road_with_one_ledger(tmp_path):
     assert tuned["dev"]["top1"] >= 75
     assert tuned["training"]["epochs"] == 2
     exported = json.loads(run("export", files["qat"], "-o", model, *options)[0])
-    assert exported["quantize_nodes"] == 6
+    assert exported["quantize_nodes"] == 7
 
     stages = Ledger(ledger).stages
     assert list(stages) == ["float", "ptq", "qat", "onnx"]

@@ -1,29 +1,29 @@
 """Fake quantization of torch networks: quantizers, and where they sit."""
 
+from training.quantization.insertion import quantize, quantized_layers, reserve_ranges, times_run
+from training.quantization.layers import QuantizedLayer, largest_per_channel
 from training.quantization.quantizer import (
     INT8_BOUND,
     SMALLEST_AMAX,
     ExactHistogramCalibrator,
     Method,
-    QuantizedLayer,
     Quantizer,
-    quantize,
-    quantized_layers,
     quantizers,
-    reserve_ranges,
-    weight_amax,
 )
+from training.quantization.spec import QuantizationSpec
 
 __all__ = [
     "INT8_BOUND",
     "SMALLEST_AMAX",
     "ExactHistogramCalibrator",
     "Method",
+    "QuantizationSpec",
     "QuantizedLayer",
     "Quantizer",
+    "largest_per_channel",
     "quantize",
     "quantized_layers",
     "quantizers",
     "reserve_ranges",
-    "weight_amax",
+    "times_run",
 ]

@@ -1,4 +1,4 @@
-"""Swap convolutions and linear layers for pytorch-quantization's, with quantizers whose arithmetic is that of Q/DQ.
+"""Quantizers of pytorch-quantization whose arithmetic is that of Q/DQ.
 
 Symmetric INT8: inputs per tensor, weights per output channel; ``scale = amax / 127``, zero-point 0, values clamped to
 [-128, 127] and rounded half to even. That is what QuantizeLinear and TensorRT's explicit quantization compute.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -44,7 +43,7 @@ def _root_handlers_kept() -> Iterator[None]:
 
 with _root_handlers_kept():
     from pytorch_quantization import nn as quant_nn
-    from pytorch_quantization.calib import HistogramCalibrator
+    from pytorch_quantization.calib import HistogramCalibrator, MaxCalibrator
     from pytorch_quantization.tensor_quant import QuantDescriptor
 
 logging.getLogger("absl").addFilter(_FromLibrary())
@@ -109,14 +108,22 @@ class Quantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]
     Args:
         label: What messages call the tensor, for example ``features.0.0.input``.
         axis: Channel axis of the ranges; None for one range.
-        calibrator: How ranges are found.
     """
 
-    def __init__(self, label: str, *, axis: int | None, calibrator: Method) -> None:
+    def __init__(self, label: str, *, axis: int | None) -> None:
         super().__init__(QuantDescriptor(num_bits=8, axis=axis, calib_method="max"))
         self.label = label
-        if calibrator == "percentile":
-            self._calibrator = ExactHistogramCalibrator()
+
+    @property
+    def of_activation(self) -> bool:
+        """Whether it quantizes an activation, with one range; else a weight, with one per output channel."""
+        return self.axis is None
+
+    def calibrate_by(self, method: Method) -> None:
+        """Forget what the calibrator saw, and find the range by ``method``."""
+        self._calibrator = (
+            ExactHistogramCalibrator() if method == "percentile" else MaxCalibrator(8, None, unsigned=False)
+        )
 
     @property
     def enabled(self) -> bool:
@@ -169,117 +176,8 @@ class Quantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]
         return outputs
 
 
-def quantize(model: nn.Module, *, calibrator: Method = "max") -> nn.Module:
-    """Swap every Conv2d and Linear of ``model``, in place, for a quantized one that shares its parameters.
-
-    Only these exact types are swapped: a subclass may compute something else. A convolution whose padding is not zeros
-    stays as it is, because the library's forward does not know the other modes.
-
-    Args:
-        model: The float network.
-        calibrator: How input ranges will be found; weights always use the maximum per output channel.
-
-    Returns:
-        ``model``.
-
-    Raises:
-        QuantizationError: There was nothing to swap.
-    """
-    swapped: dict[nn.Module, nn.Module] = {}
-    _swap_children(model, "", calibrator, swapped)
-    if not swapped:
-        raise QuantizationError(
-            f"{type(model).__name__} has no layer that could be quantized: no submodule is exactly a torch.nn.Conv2d "
-            "(with zero padding) or a torch.nn.Linear.",
-            hint="Subclasses are left alone on purpose; build the network from the plain layers.",
-        )
-    return model
-
-
 def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
     """Yield the quantizers of a network with their names in its state dict."""
     for name, module in model.named_modules():
         if isinstance(module, Quantizer):
             yield name, module
-
-
-@dataclass(frozen=True)
-class QuantizedLayer:
-    """A swapped layer: its weight and the quantizers of its input and of its weight."""
-
-    weight: Tensor
-    input_quantizer: Quantizer
-    weight_quantizer: Quantizer
-
-
-def quantized_layers(model: nn.Module) -> Iterator[QuantizedLayer]:
-    """Yield the swapped layers in the order of the state dict."""
-    for module in model.modules():
-        if isinstance(module, (quant_nn.QuantConv2d, quant_nn.QuantLinear)):
-            yield QuantizedLayer(module.weight, module.input_quantizer, module.weight_quantizer)
-
-
-def reserve_ranges(model: nn.Module) -> None:
-    """Register a buffer for every range, so that a PTQ or QAT state dict loads with ``strict=True``.
-
-    Without it, the library creates missing buffers while loading, and only on a GPU.
-    """
-    for layer in quantized_layers(model):
-        layer.input_quantizer.set_amax(torch.ones(()))
-        layer.weight_quantizer.set_amax(torch.ones(_channel_shape(layer.weight)))
-
-
-def weight_amax(weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """Return the largest |w| per output channel, shaped for broadcasting."""
-    quantizer.collect(weight)
-    amax = quantizer.computed_amax(percentile=100)
-    assert amax is not None  # it has just seen the weight
-    return amax.reshape(_channel_shape(weight))  # the library drops the axes where there is one channel
-
-
-def _channel_shape(weight: Tensor) -> tuple[int, ...]:
-    return (weight.shape[0],) + (1,) * (weight.dim() - 1)
-
-
-def _swap_children(parent: nn.Module, prefix: str, calibrator: Method, swapped: dict[nn.Module, nn.Module]) -> None:
-    for name, child in list(parent.named_children()):
-        path = f"{prefix}{name}"
-        if child in swapped:  # one layer in two places stays one layer
-            setattr(parent, name, swapped[child])
-            continue
-        replacement = _quantized_twin(child, path)
-        if replacement is None:
-            _swap_children(child, f"{path}.", calibrator, swapped)
-            continue
-        replacement._input_quantizer = Quantizer(f"{path}.input", axis=None, calibrator=calibrator)
-        replacement._weight_quantizer = Quantizer(f"{path}.weight", axis=0, calibrator="max")
-        replacement.train(child.training)
-        setattr(parent, name, replacement)
-        swapped[child] = replacement
-
-
-def _quantized_twin(layer: nn.Module, path: str) -> nn.Module | None:
-    # On the meta device a constructor neither allocates weights nor draws random numbers for them.
-    with torch.device("meta"):
-        if type(layer) is nn.Conv2d:
-            if layer.padding_mode != "zeros":
-                _log.warning("%s stays in float: its padding mode is %s", path, layer.padding_mode)
-                return None
-            twin = quant_nn.QuantConv2d(
-                layer.in_channels,
-                layer.out_channels,
-                layer.kernel_size,
-                stride=layer.stride,
-                dilation=layer.dilation,
-                groups=layer.groups,
-                bias=layer.bias is not None,
-            )
-            twin.padding = layer.padding  # the constructor would take "same" for a sequence of letters
-        elif type(layer) is nn.Linear:
-            twin = quant_nn.QuantLinear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        else:
-            return None
-    twin.weight = layer.weight
-    twin.bias = layer.bias
-    converted: nn.Module = twin
-    return converted

@@ -1,0 +1,178 @@
+"""Putting quantizers into a network where the placement wants them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from training.quantization.layers import QuantizedLayer, channel_shape, quantized_twin
+from training.quantization.placement import Placement, Placer, Wanted
+from training.quantization.quantizer import Quantizer, quantizers
+from training.quantization.spec import QuantizationSpec
+from training.quantization.tracing import UntraceableError, trace
+from trtdeploy.errors import QuantizationError
+
+_log = logging.getLogger(__name__)
+_ROLES = {"residual": "residual", "gate": "gated", "pooling": "pooled", "concat": "concat"}
+
+
+def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example: Tensor) -> nn.Module:
+    """Return a network with quantizers, which shares its parameters, and their names, with ``model``.
+
+    ``model`` is used up. Without ranges the quantizers cannot run; see ``training.calibrate``.
+
+    Args:
+        model: A float network.
+        spec: What to quantize; the defaults if None.
+        example: An input, to learn the shapes of all tensors from.
+
+    Returns:
+        A ``torch.fx.GraphModule``. A network that cannot be traced is returned itself, with quantizers in its layers
+        only, and a warning.
+
+    Raises:
+        QuantizationError: There is nothing to quantize.
+        UsageError: A pattern of ``spec.skip`` matches no layer.
+    """
+    spec = spec or QuantizationSpec()
+    names = [name for name, module in model.named_modules() if quantized_twin(module, name) is not None]
+    if not names:
+        raise QuantizationError(
+            f"{type(model).__name__} has no layer that could be quantized: no submodule is exactly a convolution or a "
+            "linear layer of torch.nn.",
+            hint="Subclasses are left alone on purpose; build the network from the plain layers.",
+        )
+    spec.require_matches(names)
+    if all(map(spec.skips, names)):
+        raise QuantizationError(f"--skip leaves no layer to quantize; it matches all {len(names)}.")
+    if names == [""]:
+        model = nn.Sequential(model)
+    try:
+        graph = trace(model, example)
+    except UntraceableError as error:
+        _log.warning(
+            "%s cannot be traced, so only its layers are quantized, not residual additions, gates, pooling or "
+            "concatenations: %s",
+            type(model).__name__,
+            error,
+        )
+        _swap_layers(model, spec)
+        return model
+    modules = dict(model.named_modules())
+    placement = Placer(graph, modules, spec.skips).place()
+    _swap_layers(model, spec)
+    _insert(model, graph, placement)
+    quantized = fx.GraphModule(model, graph, type(model).__name__)
+    _keep_the_rest(model, quantized)
+    return quantized if model.training else quantized.eval()
+
+
+def quantized_layers(model: nn.Module) -> Iterator[QuantizedLayer]:
+    """Yield the quantized layers in the order of the state dict."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            yield module
+
+
+def reserve_ranges(model: nn.Module) -> None:
+    """Register a buffer for every range, so that a PTQ or QAT state dict loads with ``strict=True``.
+
+    Without it, the library creates missing buffers while loading, and only on a GPU.
+    """
+    for _, quantizer in quantizers(model):
+        if quantizer.of_activation:
+            quantizer.set_amax(torch.ones(()))
+    for layer in quantized_layers(model):
+        layer.weight_quantizer.set_amax(torch.ones(channel_shape(layer)))
+
+
+def times_run(model: nn.Module) -> Counter[Quantizer]:
+    """Count how often each quantizer is run when the network runs once: shared ranges are used in several places."""
+    if not isinstance(model, fx.GraphModule):
+        return Counter(quantizer for _, quantizer in quantizers(model))
+    counts: Counter[Quantizer] = Counter()
+    for node in model.graph.nodes:
+        if node.op == "call_module":
+            for _, quantizer in quantizers(called := model.get_submodule(str(node.target))):
+                outside = isinstance(called, QuantizedLayer) and not called.quantizes_input
+                pooled = not isinstance(called, (Quantizer, QuantizedLayer)) and quantizer in called.children()
+                if not ((outside and quantizer.of_activation) or pooled):
+                    counts[quantizer] += 1
+    return counts
+
+
+def _swap_layers(model: nn.Module, spec: QuantizationSpec) -> None:
+    twins: dict[nn.Module, QuantizedLayer | None] = {}
+    for path, layer in list(model.named_modules(remove_duplicate=False)):
+        if layer not in twins:  # one layer in two places stays one layer
+            twins[layer] = None if spec.skips(path) else quantized_twin(layer, path)
+        twin = twins[layer]
+        if twin is not None:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, twin)
+
+
+def _insert(model: nn.Module, graph: fx.Graph, placement: Placement) -> None:
+    """Put one quantizer behind each wanted tensor, right before the first node that reads its result."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    names: dict[fx.Node, str] = {}
+    made: dict[fx.Node, fx.Node] = {}
+    for site in sorted(placement.sites, key=lambda site: order[site.node]):
+        group = placement.representative[site.tensor]
+        if group not in names:
+            names[group] = _name_of(model, site)
+        if site.tensor not in made:
+            with graph.inserting_before(site.node):
+                made[site.tensor] = graph.create_node("call_module", names[group], (site.tensor,))
+        site.node.replace_input_with(site.tensor, made[site.tensor])
+        if site.reason == "input":
+            layer, quantizer = model.get_submodule(str(site.node.target)), model.get_submodule(names[group])
+            assert isinstance(layer, QuantizedLayer)
+            assert isinstance(quantizer, Quantizer)
+            if layer.quantizes_input:
+                layer.share_input(quantizer)
+
+
+def _name_of(model: nn.Module, site: Wanted) -> str:
+    """Return the name of the quantizer of a site, after the layer or the block that reads it; make it if need be."""
+    if site.reason == "input":
+        layer = model.get_submodule(str(site.node.target))
+        assert isinstance(layer, QuantizedLayer)
+        if "_input_quantizer" not in layer._modules:  # the layer is used twice, and shares with another reader
+            shared = layer.input_quantizer
+            return next(name for name, quantizer in quantizers(model) if quantizer is shared)
+        return f"{site.node.target}._input_quantizer"
+    stack = list(site.node.meta.get("nn_module_stack", {}).values())
+    owner = str(stack[-1][0]) if stack else ""
+    role = _ROLES[site.reason]
+    name, count = role, 1
+    parent = model.get_submodule(owner)
+    while hasattr(parent, f"_{name}_quantizer"):
+        count += 1
+        name = f"{role}{count}"
+    label = f"{owner}.{name}" if owner else name
+    parent.add_module(f"_{name}_quantizer", Quantizer(label, axis=None))
+    return f"{owner}._{name}_quantizer" if owner else f"_{name}_quantizer"
+
+
+def _keep_the_rest(model: nn.Module, quantized: fx.GraphModule) -> None:
+    """Give the traced network the parameters that no node of its graph uses: the state dict keeps its keys."""
+    known = quantized.state_dict()
+    for key in model.state_dict():
+        if key in known:
+            continue
+        path, _, name = key.rpartition(".")
+        source = model.get_submodule(path)
+        try:
+            target = quantized.get_submodule(path)
+        except AttributeError:
+            quantized.add_submodule(path, source)
+            continue
+        if name in source._parameters:
+            target.register_parameter(name, source._parameters[name])
+        elif name in source._buffers:
+            target.register_buffer(name, source._buffers[name])

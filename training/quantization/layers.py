@@ -1,0 +1,161 @@
+"""Convolutions and linear layers whose weights, and where it is asked for inputs, pass through quantizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.quantization.quantizer import Quantizer
+
+WEIGHTED = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+
+
+class QuantizedLayer(nn.Module):
+    """Mixed into a layer's class: its forward is that class's, on the quantized weight.
+
+    Attributes:
+        quantizes_input: The layer itself calls ``_input_quantizer``. Otherwise the graph around it does, or another
+            quantizer already sits on the tensor.
+    """
+
+    weight: Tensor
+    _weight_quantizer: Quantizer
+    _input_quantizer: Quantizer
+    quantizes_input: bool
+
+    @property
+    def input_quantizer(self) -> Quantizer:
+        """The quantizer of the input, which other readers of the same tensor may share."""
+        shared: Quantizer | None = self.__dict__.get("shared_input_quantizer")
+        return self._input_quantizer if shared is None else shared
+
+    def share_input(self, quantizer: Quantizer) -> None:
+        """Leave the input to a quantizer in the graph around this layer."""
+        self.quantizes_input = False
+        if quantizer is not self._modules["_input_quantizer"]:
+            # Not as a submodule: the quantizer has its name, and its key in the state dict, elsewhere.
+            del self._modules["_input_quantizer"]
+            self.__dict__["shared_input_quantizer"] = quantizer
+
+    @property
+    def weight_quantizer(self) -> Quantizer:
+        """The quantizer of the weight."""
+        return self._weight_quantizer
+
+
+class _QuantizedConv(QuantizedLayer):
+    _conv_forward: Any
+    bias: Tensor | None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.quantizes_input:
+            inputs = self._input_quantizer(inputs)
+        outputs: Tensor = self._conv_forward(inputs, self._weight_quantizer(self.weight), self.bias)
+        return outputs
+
+
+class QuantizedConv1d(_QuantizedConv, nn.Conv1d):
+    """A Conv1d with quantizers."""
+
+
+class QuantizedConv2d(_QuantizedConv, nn.Conv2d):
+    """A Conv2d with quantizers."""
+
+
+class QuantizedConv3d(_QuantizedConv, nn.Conv3d):
+    """A Conv3d with quantizers."""
+
+
+class _QuantizedTransposed(QuantizedLayer):
+    bias: Tensor | None
+    stride: Any
+    padding: Any
+    output_padding: Any
+    kernel_size: Any
+    dilation: Any
+    groups: int
+    _output_padding: Any
+
+    def forward(self, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.quantizes_input:
+            inputs = self._input_quantizer(inputs)
+        dimensions = self.weight.dim() - 2
+        output_padding = self._output_padding(
+            inputs, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
+        )
+        weight = self._weight_quantizer(self.weight)
+        call = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d)
+        outputs: Tensor = call[dimensions - 1](
+            inputs, weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+        return outputs
+
+
+class QuantizedConvTranspose1d(_QuantizedTransposed, nn.ConvTranspose1d):
+    """A ConvTranspose1d with quantizers."""
+
+
+class QuantizedConvTranspose2d(_QuantizedTransposed, nn.ConvTranspose2d):
+    """A ConvTranspose2d with quantizers."""
+
+
+class QuantizedConvTranspose3d(_QuantizedTransposed, nn.ConvTranspose3d):
+    """A ConvTranspose3d with quantizers."""
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """A Linear with quantizers."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.quantizes_input:
+            inputs = self._input_quantizer(inputs)
+        return nn.functional.linear(inputs, self._weight_quantizer(self.weight), self.bias)
+
+
+def quantized_twin(layer: nn.Module, path: str) -> QuantizedLayer | None:
+    """Return a layer that shares everything with ``layer``, with quantizers; None if it is of no known class.
+
+    Only the exact classes are known: a subclass may compute something else. A transposed convolution with groups is
+    not taken, because the axis of its output channels is spread over two.
+    """
+    twins: dict[type[nn.Module], type[QuantizedLayer]] = {
+        nn.Conv1d: QuantizedConv1d,
+        nn.Conv2d: QuantizedConv2d,
+        nn.Conv3d: QuantizedConv3d,
+        nn.ConvTranspose1d: QuantizedConvTranspose1d,
+        nn.ConvTranspose2d: QuantizedConvTranspose2d,
+        nn.ConvTranspose3d: QuantizedConvTranspose3d,
+        nn.Linear: QuantizedLinear,
+    }
+    kind = twins.get(type(layer))
+    transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    if kind is None or (transposed and layer.groups != 1):
+        return None
+    twin = kind.__new__(kind)
+    twin.__dict__ = {name: value.copy() if isinstance(value, dict) else value for name, value in layer.__dict__.items()}
+    twin._input_quantizer = Quantizer(f"{path}.input", axis=None)
+    twin._weight_quantizer = Quantizer(f"{path}.weight", axis=1 if transposed else 0)
+    twin.quantizes_input = True
+    return twin.train(layer.training)
+
+
+def channel_shape(layer: QuantizedLayer) -> tuple[int, ...]:
+    """Return the shape of one value per output channel that broadcasts against the weight."""
+    axis = layer.weight_quantizer.axis
+    return tuple(size if index == axis else 1 for index, size in enumerate(layer.weight.shape))
+
+
+def largest_per_channel(layer: QuantizedLayer) -> Tensor:
+    """Return the largest |w| per output channel, in ``channel_shape``."""
+    axes = [index for index in range(layer.weight.dim()) if index != layer.weight_quantizer.axis]
+    return torch.amax(layer.weight.detach().abs(), dim=axes, keepdim=True)

@@ -1,0 +1,206 @@
+"""Which tensors of a traced network want a quantizer, by TensorRT's rules.
+
+Source: TensorRT Developer Guide, "Q/DQ Layer-Placement Recommendations", and the residual and concat rules of NVIDIA's
+TensorFlow quantization toolkit and yolo_deepstream.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from training.quantization.layers import WEIGHTED
+
+_ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_MUL = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+_CAT = {torch.cat, torch.concat, torch.concatenate}
+_GATE = {torch.sigmoid, functional.sigmoid, functional.hardsigmoid, "sigmoid", "sigmoid_"}
+_POOL = {
+    functional.avg_pool1d,
+    functional.avg_pool2d,
+    functional.avg_pool3d,
+    functional.adaptive_avg_pool1d,
+    functional.adaptive_avg_pool2d,
+    functional.adaptive_avg_pool3d,
+}
+_MEAN = {torch.mean, "mean"}
+_GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
+_POOL_MODULES = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NOTHING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_COMMUTE_MODULES = (*_NOTHING_MODULES, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten)
+_COMMUTE = {functional.dropout, functional.max_pool2d, torch.flatten, "flatten"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An input of a node that wants a quantizer.
+
+    Attributes:
+        node: Who reads.
+        tensor: Who makes the tensor.
+        reason: ``input``, ``residual``, ``gate``, ``pooling`` or ``concat``.
+    """
+
+    node: fx.Node
+    tensor: fx.Node
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The sites, and for each tensor the tensor whose quantizer it uses: concatenated ones share."""
+
+    sites: tuple[Wanted, ...]
+    representative: dict[fx.Node, fx.Node]
+
+
+class Placer:
+    """Applies the rules to one graph.
+
+    Args:
+        graph: With shapes, as ``tracing.trace`` returns it.
+        modules: Of the float network, by name.
+        skips: Whether a layer stays in float.
+    """
+
+    def __init__(self, graph: fx.Graph, modules: dict[str, nn.Module], skips: Callable[[str], bool]) -> None:
+        self._graph = graph
+        self._modules = modules
+        self._skips = skips
+
+    def place(self) -> Placement:
+        """Return where quantizers go."""
+        sites: list[Wanted] = []
+        for node in self._graph.nodes:
+            sites += self._of(node)
+        return self._with_concats(sites)
+
+    def _of(self, node: fx.Node) -> list[Wanted]:
+        operands = [given for given in node.all_input_nodes if "tensor_meta" in given.meta]
+        if self._is_layer(node):
+            return [] if self._skips(str(node.target)) else [Wanted(node, node.all_input_nodes[0], "input")]
+        if self._is(node, _POOL, _POOL_MODULES) or self._is_spatial_mean(node):
+            return [Wanted(node, operands[0], "pooling")]
+        if len(operands) != 2:
+            return []
+        if self._is(node, _ADD):
+            other = self._residual(*operands)
+            return [Wanted(node, other, "residual")] if other is not None else []
+        if self._is(node, _MUL) and self._is_gated(*operands):
+            return [Wanted(node, operand, "gate") for operand in operands]
+        return []
+
+    def _residual(self, first: fx.Node, second: fx.Node) -> fx.Node | None:
+        """Return the operand of an add that does not fuse with it."""
+        from_first, from_second = self._is_branch(first), self._is_branch(second)
+        if from_first and from_second:
+            shorter = self._own_layers(first, second) < self._own_layers(second, first)
+            return first if shorter else second
+        if not from_first and not from_second:
+            return None
+        return second if from_first else first
+
+    def _is_branch(self, node: fx.Node) -> bool:
+        """Return whether a tensor is a convolution's, but for batch norm and what does nothing in evaluation."""
+        while not self._is_layer(node):
+            if not (self._is(node, {functional.dropout}, (*_NORMS, *_NOTHING_MODULES)) or self._is_switch(node)):
+                return False
+            node = node.all_input_nodes[0]
+        return not isinstance(self._modules[str(node.target)], nn.Linear)
+
+    def _own_layers(self, node: fx.Node, other: fx.Node) -> int:
+        """Count the nodes that lead to one operand of an add and not to the other."""
+        return len(_ancestors(node) - _ancestors(other))
+
+    def _is_gated(self, first: fx.Node, second: fx.Node) -> bool:
+        for gate, features in ((first, second), (second, first)):
+            if not self._is(gate, _GATE, _GATE_MODULES) or gate.all_input_nodes[0] is features:
+                continue
+            shape, full = gate.meta["tensor_meta"].shape, features.meta["tensor_meta"].shape
+            if len(shape) == len(full) > 2 and all(size == 1 for size in shape[2:]):
+                return True
+        return False
+
+    def _with_concats(self, sites: list[Wanted]) -> Placement:
+        wanted = {site.tensor for site in sites}
+        parent: dict[fx.Node, fx.Node] = {}
+        for node in reversed(list(self._graph.nodes)):  # a concatenation of concatenations: the last one decides
+            if not self._is(node, _CAT):
+                continue
+            results = list(self._commuting_results(node))
+            if not any(result in wanted for result in results):
+                continue
+            for operand in node.all_input_nodes:
+                sites.append(Wanted(node, operand, "concat"))
+                wanted.add(operand)
+                _join(parent, node, operand)
+            for result in results:
+                if result in wanted:
+                    _join(parent, node, result)
+        return Placement(tuple(sites), {tensor: _root(parent, tensor) for tensor in wanted})
+
+    def _commuting_results(self, node: fx.Node) -> Iterable[fx.Node]:
+        yield node
+        for user in node.users:
+            if self._is(user, _COMMUTE, _COMMUTE_MODULES):
+                yield from self._commuting_results(user)
+
+    def _is_layer(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and type(self._modules[str(node.target)]) in WEIGHTED
+
+    def _is_switch(self, node: fx.Node) -> bool:
+        """Return whether a node is a module without weights that was left whole, such as stochastic depth."""
+        if node.op != "call_module" or len(node.all_input_nodes) != 1:
+            return False
+        module = self._modules[str(node.target)]
+        return "training" in type(module).forward.__code__.co_names and not list(module.parameters())
+
+    def _is_spatial_mean(self, node: fx.Node) -> bool:
+        if not self._is(node, _MEAN):
+            return False
+        rank = len(node.all_input_nodes[0].meta["tensor_meta"].shape)
+        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
+        axes = given if isinstance(given, (tuple, list)) else (given,)
+        return rank > 2 and {axis % rank for axis in axes} == set(range(2, rank))
+
+    def _is(self, node: fx.Node, targets: set[Any], modules: tuple[type[nn.Module], ...] = ()) -> bool:
+        if node.op == "call_module":
+            return bool(modules) and isinstance(self._modules[str(node.target)], modules)
+        return node.op in ("call_function", "call_method") and node.target in targets
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            waiting += current.all_input_nodes
+    return found
+
+
+def _root(parent: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+    while node in parent:
+        node = parent[node]
+    return node
+
+
+def _join(parent: dict[fx.Node, fx.Node], first: fx.Node, second: fx.Node) -> None:
+    first, second = _root(parent, first), _root(parent, second)
+    if first is not second:
+        parent[second] = first

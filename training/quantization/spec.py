@@ -1,0 +1,42 @@
+"""What a network is quantized for, and what of it stays in float."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from trtdeploy.errors import UsageError
+
+
+class QuantizationSpec(BaseModel):
+    """Where quantizers go. With the model it decides the keys of a quantized state dict.
+
+    Attributes:
+        target: Whose placement rules hold.
+        toolkit: Whose quantizers are put in.
+        skip: Patterns (``fnmatch``) of the names of layers that stay in float.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: Literal["tensorrt"] = "tensorrt"
+    toolkit: Literal["pytorch-quantization"] = "pytorch-quantization"
+    skip: tuple[str, ...] = ()
+
+    def skips(self, layer: str) -> bool:
+        """Return whether a layer stays in float."""
+        return any(fnmatchcase(layer, pattern) for pattern in self.skip)
+
+    def require_matches(self, layers: Iterable[str]) -> None:
+        """Raise ``UsageError`` for a pattern that matches no layer."""
+        names = list(layers)
+        for pattern in self.skip:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+                raise UsageError(
+                    f"--skip {pattern} matches no layer that could be quantized. Near names: {', '.join(near)}."
+                )

@@ -98,7 +98,8 @@ def _divergences(bins: NDArray[np.float64], candidates: NDArray[np.int64]) -> ND
 
 
 def _x_log_x(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values * np.log(np.where(values > 0, values, 1.0))
+    product: NDArray[np.float64] = values * np.log(np.where(values > 0, values, 1.0))
+    return product
 
 
 def _is_zero(bins: NDArray[np.float64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trtdeploy.calibration import AbsHistogram, amax_of
+from trtdeploy.calibration.squared_error import candidates_of, squared_errors
+from trtdeploy.errors import QuantizationError
+
+RNG = np.random.default_rng(0)
+
+
+def collected(*parts: np.ndarray) -> AbsHistogram:
+    histogram = AbsHistogram()
+    for part in parts:
+        histogram.add(part)
+    return histogram
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1.0, 3e37])
+def test_counts_are_those_of_float64(scale: float) -> None:
+    parts = [np.zeros(5, np.float32)]
+    parts += [(RNG.normal(size=(50, 41)) * scale * grow).astype(np.float32) for grow in (1e-3, 1, 0.5)]
+    histogram = collected(*parts)
+    values = np.abs(np.concatenate([part.ravel() for part in parts]).astype(np.float64))
+    expected = np.bincount((values / histogram.width).astype(np.int64), minlength=histogram.counts.size)
+    assert np.array_equal(histogram.counts, expected)
+    assert (histogram.n, histogram.largest) == (values.size, values.max())
+
+
+def test_counts_go_beyond_what_float32_can_count() -> None:
+    histogram = collected(np.ones(1, np.float32))
+    histogram.counts *= 1 << 25
+    histogram.add(np.ones(3, np.float32))
+    assert histogram.counts.max() == (1 << 25) + 3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_and_nothing_is_counted(bad: float) -> None:
+    histogram = collected(np.ones(2, np.float32))
+    with pytest.raises(QuantizationError, match="1 of 2 values"):
+        histogram.add(np.array([1, bad], np.float32))
+    assert histogram.n == 2
+
+
+def test_an_empty_histogram_has_no_range() -> None:
+    with pytest.raises(QuantizationError, match="no values"):
+        amax_of(AbsHistogram(), "mse")
+
+
+@pytest.mark.parametrize("percentile", [50, 99, 99.9, 99.99, 100])
+def test_a_percentile_is_the_bin_of_the_value_of_that_rank(percentile: float) -> None:
+    values = RNG.laplace(size=10_000).astype(np.float32)
+    histogram = collected(values)
+    exact = np.sort(np.abs(values))[round(percentile * 100) - 1]
+    assert exact <= amax_of(histogram, "percentile", percentile=percentile) <= exact + histogram.width
+
+
+def test_squared_errors_are_those_of_quantizing_every_centre() -> None:
+    counts = np.bincount((np.abs(RNG.normal(size=9999)) * 300).astype(int))
+    candidates = candidates_of(counts.size)
+    centres = np.arange(counts.size) + 0.5
+    for edge, error in zip(candidates, squared_errors(counts, candidates), strict=True):
+        scale = edge / 127
+        rounded = scale * np.clip(np.rint(centres / scale), -128, 127)
+        assert error == pytest.approx((counts * (centres - rounded) ** 2).sum() / counts.sum(), rel=1e-6)
+
+
+def test_entropy_does_not_clip_a_tensor_without_small_values_to_its_minimum() -> None:
+    assert amax_of(collected(RNG.uniform(5, 6, 10_000).astype(np.float32)), "entropy") > 5.5

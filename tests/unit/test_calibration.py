@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trtdeploy.calibration import AbsHistogram, amax_of
+from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
 from trtdeploy.calibration.squared_error import candidates_of, squared_errors
 from trtdeploy.errors import QuantizationError
 
@@ -66,5 +66,11 @@ def test_squared_errors_are_those_of_quantizing_every_centre() -> None:
         assert error == pytest.approx((counts * (centres - rounded) ** 2).sum() / counts.sum(), rel=1e-6)
 
 
-def test_entropy_does_not_clip_a_tensor_without_small_values_to_its_minimum() -> None:
-    assert amax_of(collected(RNG.uniform(5, 6, 10_000).astype(np.float32)), "entropy") > 5.5
+def test_no_range_is_larger_than_the_largest_value() -> None:
+    histogram = collected(np.full(3, 5.1, np.float32))
+    for method in METHODS:
+        assert 0 < amax_of(histogram, method) <= np.float32(5.1)
+
+
+def test_the_range_of_zeros_is_zero() -> None:
+    assert {amax_of(collected(np.zeros(3, np.float32)), method) for method in METHODS} == {0.0}

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from trtdeploy.calibration.entropy import LEVELS, entropy_bin
+from trtdeploy.calibration.entropy import entropy_bin
 from trtdeploy.calibration.histogram import AbsHistogram
 from trtdeploy.calibration.squared_error import squared_error_bin
 from trtdeploy.errors import QuantizationError
@@ -26,7 +26,8 @@ def amax_of(histogram: AbsHistogram, method: Method, *, percentile: float = 99.9
     - ``percentile``: the upper edge of the bin of the value with rank ``ceil(percentile / 100 * n)``, so that at least
       that many values lie inside. Source: pytorch-quantization's calibrator, which takes the lower edge.
     - ``mse``: the least mean squared error of quantization; see ``squared_error``.
-    - ``entropy``: the least Kullback-Leibler divergence; see ``entropy``.
+    - ``entropy``: the least Kullback-Leibler divergence; see ``entropy``. Of a tensor whose
+      values are all far from 0, such as a gate, it may take the smallest, as the library does.
 
     No range is larger than the largest |x|.
 
@@ -57,9 +58,7 @@ def amax_of(histogram: AbsHistogram, method: Method, *, percentile: float = 99.9
         amax = squared_error_bin(counts) * width
     else:
         counts, width = histogram.coarse(_ENTROPY_BINS)
-        # where nothing lies in range, the divergence is undefined; bin 0 stands for bin 1
-        first = int(np.flatnonzero(np.append(counts[1:], 1))[0]) + 1
-        amax = entropy_bin(counts, start_bin=max(LEVELS, first + 1)) * width
+        amax = entropy_bin(counts) * width
     return min(amax, histogram.largest)
 
 

@@ -1,0 +1,163 @@
+"""Which inputs of which nodes of a float graph want Q/DQ for explicit INT8.
+
+Source: "Q/DQ placement recommendations" in TensorRT's developer guide.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph
+from trtdeploy.onnxgraph.qdq_pairs import Site
+
+Target = Literal["tensorrt", "onnxruntime"]
+Reason = Literal["input", "weight", "residual", "gate", "pooling", "concat"]
+
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_BEHIND_CONVOLUTION = frozenset({"BatchNormalization", "Identity", "Dropout"})
+_POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An input that wants Q/DQ.
+
+    Attributes:
+        site: The input.
+        tensor: What it reads.
+        reason: Why it is quantized.
+        group: Sites of one group share one scale; None where the tensor has its own.
+    """
+
+    site: Site
+    tensor: str
+    reason: Reason
+    group: int | None = None
+
+
+def wanted_sites(model: onnx.ModelProto, *, target: Target = "tensorrt") -> list[Wanted]:
+    """Return the inputs that want Q/DQ, in the order of the nodes.
+
+    Input and weight of every weighted op; of a residual Add the operand that is no convolution, since the other one
+    fuses with it; both inputs of a squeeze-and-excitation multiply; the input of average pooling; and of a Concat that
+    a quantized op reads every input, with one scale. Never a tensor between a convolution and its activation.
+
+    Args:
+        model: A float model.
+        target: ``onnxruntime`` wants both operands of a residual Add, because its QLinearAdd takes codes only.
+    """
+    graph = Graph(model.graph)
+    found = [wanted for node in model.graph.node if node.output for wanted in _of_node(graph, node, target)]
+    return _with_concats(graph, found)
+
+
+def _of_node(graph: Graph, node: onnx.NodeProto, target: Target) -> Iterator[Wanted]:
+    name = node.output[0]
+    constant = [graph.constant(read) is not None for read in node.input[:2]]
+    if node.op_type in WEIGHTED_OPS and sum(constant) == 1 and (constant[1] or node.op_type == "MatMul"):
+        for position in (0, 1):
+            yield Wanted((name, position), node.input[position], "weight" if constant[position] else "input")
+    elif node.op_type == "Add" and not any(constant):
+        for position in _residual(graph, node, target):
+            yield Wanted((name, position), node.input[position], "residual")
+    elif node.op_type == "Mul" and not any(constant):
+        if any(_is_gate(graph, node.input[i], node.input[1 - i]) for i in (0, 1)):
+            for position in (0, 1):
+                yield Wanted((name, position), node.input[position], "gate")
+    elif node.op_type in _POOLS or (node.op_type == "ReduceMean" and _over_image(graph, node)):
+        yield Wanted((name, 0), node.input[0], "pooling")
+
+
+def _residual(graph: Graph, node: onnx.NodeProto, target: Target) -> list[int]:
+    branches = [_is_convolution(graph, read) for read in node.input]
+    if not any(branches):
+        return []
+    if target == "onnxruntime":
+        return [0, 1]
+    if not all(branches):
+        return [branches.index(False)]
+    above = [_ancestors(graph, read) for read in node.input]
+    shared = above[0].keys() & above[1].keys()
+    if not shared:
+        return [1]
+    nearest = min(shared, key=lambda tensor: (above[0][tensor] + above[1][tensor], tensor))
+    return [0 if above[0][nearest] < above[1][nearest] else 1]
+
+
+def _is_convolution(graph: Graph, tensor: str) -> bool:
+    node = graph.producer.get(tensor)
+    while node is not None and node.op_type in _BEHIND_CONVOLUTION:
+        node = graph.producer.get(node.input[0])
+    return node is not None and node.op_type in _CONVOLUTIONS
+
+
+def _ancestors(graph: Graph, tensor: str) -> dict[str, int]:
+    """Return every tensor that leads to this one, with the number of nodes in between."""
+    distance = {tensor: 0}
+    queue = deque([tensor])
+    while queue:
+        node = graph.producer.get(current := queue.popleft())
+        for read in node.input if node is not None else ():
+            if read and read not in distance and graph.constant(read) is None:
+                distance[read] = distance[current] + 1
+                queue.append(read)
+    return distance
+
+
+def _is_gate(graph: Graph, tensor: str, other: str) -> bool:
+    """Say whether a tensor is a sigmoid or hard sigmoid of something else than what it is multiplied with."""
+    node = graph.producer.get(tensor)
+    while node is not None and node.op_type in ("Mul", "Div"):  # clip(x + 3) / 6
+        reads = [read for read in node.input if graph.constant(read) is None]
+        if len(reads) != 1 or graph.maker(reads[0], "Clip") is None:
+            return False
+        node = graph.producer.get(reads[0])
+    if node is None:
+        return False
+    if node.op_type in ("Sigmoid", "HardSigmoid"):
+        return node.input[0] != other
+    shifted = graph.maker(node.input[0], "Add") if node.op_type == "Clip" else None
+    return shifted is not None and other not in shifted.input and tensor not in node.output
+
+
+def _over_image(graph: Graph, node: onnx.NodeProto) -> bool:
+    axes = next((list(entry.ints) for entry in node.attribute if entry.name == "axes"), None)
+    if axes is None and len(node.input) > 1:
+        given = graph.constant(node.input[1])
+        axes = None if given is None else np.ravel(given).tolist()
+    return axes is not None and sorted(axes) in ([2, 3], [-2, -1])
+
+
+def _with_concats(graph: Graph, found: list[Wanted]) -> list[Wanted]:
+    """Add the inputs of every Concat that a quantized op reads, and put what shares a scale into one group."""
+    order = {node.output[0]: place for place, node in enumerate(graph.graph.node) if node.output}
+    leader: dict[str, str] = {}
+
+    def lead(tensor: str) -> str:
+        while tensor in leader:
+            tensor = leader[tensor]
+        return tensor
+
+    joined: set[str] = set()
+    for node in reversed(graph.graph.node):
+        if node.op_type != "Concat" or all(wanted.tensor != node.output[0] for wanted in found):
+            continue
+        found += [Wanted((node.output[0], i), read, "concat") for i, read in enumerate(node.input)]
+        for tensor in [*node.input, node.output[0]]:
+            joined.add(tensor)
+            if lead(tensor) != lead(node.output[0]):
+                leader[lead(tensor)] = lead(node.output[0])
+    numbers: dict[str, int] = {}
+    ordered = sorted(found, key=lambda wanted: (order[wanted.site[0]], wanted.site[1]))
+    return [
+        replace(wanted, group=numbers.setdefault(lead(wanted.tensor), len(numbers)))
+        if wanted.tensor in joined
+        else wanted
+        for wanted in ordered
+    ]

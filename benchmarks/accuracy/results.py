@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,23 @@ FLOAT_CHECKPOINT = SHARED / "efficientnet_b0_cifar10_fp16.safetensors"
 _PACKAGES = ("torch", "pytorch-quantization", "nvidia-modelopt", "onnx", "onnxruntime", "tensorrt-rtx", "numpy")
 
 
+@dataclass(frozen=True)
+class Table:
+    """What a reader of ``docs/accuracy.md`` sees of a result.
+
+    Attributes:
+        title: Names the measurement.
+        columns: One heading per cell of a row.
+        rows: Cells as they are printed.
+        note: What the reader must know to read it: samples, seeds, what is compared with what.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
 def require(*paths: Path) -> None:
     """Stop a benchmark whose data is not there.
 
@@ -36,8 +54,15 @@ def require(*paths: Path) -> None:
         )
 
 
-def write_result(name: str, facts: Mapping[str, Any], *, folder: Path = RESULTS) -> Path:
-    """Write ``NAME.json`` with the date, the machine and the versions that made the figures."""
+def write_result(name: str, facts: Mapping[str, Any], *, tables: Sequence[Table] = (), folder: Path = RESULTS) -> Path:
+    """Write ``NAME.json`` with the date, the machine and the versions that made the figures.
+
+    Args:
+        name: Of the benchmark.
+        facts: All that was measured.
+        tables: The part of it that ``benchmarks.accuracy.tables`` puts into ``docs/accuracy.md``.
+        folder: Where to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {
@@ -45,6 +70,7 @@ def write_result(name: str, facts: Mapping[str, Any], *, folder: Path = RESULTS)
         "date": date.today().isoformat(),
         "machine": {"processor": processor_name(), "cores": usable_cores(), "python": platform.python_version()},
         "versions": _versions(),
+        "tables": [asdict(table) for table in tables],
         **facts,
     }
     atomic_write(path, json.dumps(content, indent=2) + "\n")

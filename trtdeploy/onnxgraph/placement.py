@@ -131,7 +131,8 @@ def _over_image(graph: Graph, node: onnx.NodeProto) -> bool:
     if axes is None and len(node.input) > 1:
         given = graph.constant(node.input[1])
         axes = None if given is None else np.ravel(given).tolist()
-    return axes is not None and sorted(axes) in ([2, 3], [-2, -1])
+    spatial: bool = axes is not None and sorted(axes) in ([2, 3], [-2, -1])
+    return spatial
 
 
 def _with_concats(graph: Graph, found: list[Wanted]) -> list[Wanted]:

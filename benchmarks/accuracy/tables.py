@@ -40,7 +40,8 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             yield f"{table['note']}\n"
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     yield (
-        f"`python -m benchmarks.accuracy.{name}`, {result['date']}, {machine['cores']} cores of {machine['processor']}; "
+        f"`python -m benchmarks.accuracy.{name}`, {result['date']}, "
+        f"{machine['cores']} cores of {machine['processor']}; "
         f"{versions}.\n"
     )
 

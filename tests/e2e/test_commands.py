@@ -21,7 +21,7 @@ from trtdeploy.cli.main import app
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Plan, manifest_path, read_plan
 
-COMMANDS = ["quickstart", "doctor", "build", "cache", "inspect", "run", "bench", "package", "serve", "validate"]
+COMMANDS = ["quickstart", "doctor", "lint", "build", "cache", "inspect", "run", "bench", "package", "serve", "validate"]
 INPUT = "input=random"
 
 

@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-import numpy as np
 import onnx
 
 from trtdeploy.errors import QuantizationError
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name, opset_version
-from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET, channel_axis
-from trtdeploy.tensors import Array
-
-_INTEGER_OPS = frozenset({"ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
-# FP8 and INT4 codes have rules of their own, and TensorRT's parser knows them.
-_OTHER_CODES = frozenset({"uint8", "uint16", "int16", "int32"})
-
-_REMEDIES = {
-    "integer-op": "Export Q/DQ (QuantizeLinear and DequantizeLinear around float ops) in place of integer ops.",
-    "opset": f"Export with opset {LOWEST_OPSET} or later.",
-    "zero-point": "Quantize symmetrically: INT8, zero-point 0.",
-    "code-type": "Quantize symmetrically: INT8, zero-point 0.",
-    "run-time-scale": "Calibrate, so that every scale is a constant.",
-    "scale-value": "Calibrate again; give dead channels a small positive amax.",
-    "activation-per-channel": "Quantize activations per tensor.",
-    "weight-axis": "Quantize weights per output channel, or per tensor.",
-    "scale-size": "Give the scale one value, or one per channel of its axis.",
-}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing in a model that explicit INT8 on TensorRT does not allow.
-
-    Attributes:
-        rule: Its short name.
-        node: The node, by name.
-        reason: What is wrong there.
-    """
-
-    rule: str
-    node: str
-    reason: str
-
-    @property
-    def remedy(self) -> str:
-        """What to do about it."""
-        return _REMEDIES[self.rule]
+from trtdeploy.onnxgraph.lint.linter import errors
+from trtdeploy.onnxgraph.lint.rules import Finding
 
 
 def check_quantization(model: onnx.ModelProto) -> list[Finding]:
-    """Return what breaks TensorRT's rules of explicit INT8, in the order of the nodes; of a float model nothing.
+    """Return the linter's errors, in the order of the nodes; of a float model nothing.
 
-    Sources: IQuantizeLayer in TensorRT's NvInfer.h (symmetric only, scales strictly positive, per channel for weights
-    only), and what TensorRT-RTX's parser does: UINT8 codes are silently taken as INT8; per-channel scales of
-    activations and scales computed at run time are not refused when the plan is built.
+    What the linter only warns of (slower or less accurate) is no reason not to build.
     """
-    graph = Graph(model.graph)
-    findings: list[Finding] = []
-    for node in model.graph.node:
-        name = node_name(node)
-        if node.op_type.startswith("QLinear") or node.op_type in _INTEGER_OPS:
-            findings.append(Finding("integer-op", name, f"TensorRT does not take the op {node.op_type}"))
-        elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            findings += (Finding(rule, name, reason) for rule, reason in _linear(graph, node, opset_version(model)))
-    return findings
+    return errors(model)
 
 
 def require_quantization(model: onnx.ModelProto) -> None:
@@ -82,83 +31,3 @@ def require_quantization(model: onnx.ModelProto) -> None:
             + "\n".join(f"  {finding.node}: {finding.reason} [{finding.rule}]" for finding in findings),
             hint="\n".join(remedies),
         )
-
-
-def _linear(graph: Graph, node: onnx.NodeProto, opset: int) -> Iterator[tuple[str, str]]:
-    """Yield rule and reason for a QuantizeLinear or DequantizeLinear."""
-    yield from _codes(graph, node)
-    scale = graph.constant(node.input[1])
-    if scale is None:
-        yield "run-time-scale", f"its scale {node.input[1]!r} is not a constant of the graph"
-        return
-    bad = scale[~(np.isfinite(scale) & (scale > 0))]
-    if bad.size:
-        yield (
-            "scale-value",
-            f"{bad.size} of {scale.size} scales are not finite and positive: {bad.ravel()[:3].tolist()}",
-        )
-    if scale.size != 1 and not int_attribute(node, "block_size", 0):
-        yield from _per_channel(graph, node, scale, opset)
-
-
-def _codes(graph: Graph, node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with zero-point and type of the codes."""
-    if len(node.input) > 2 and node.input[2]:
-        zero_point = graph.constant(node.input[2])
-        if zero_point is None:
-            yield "zero-point", f"its zero-point {node.input[2]!r} is not a constant of the graph"
-            return
-        if zero_point.astype(np.float32).any():
-            yield "zero-point", f"its zero-point is not 0: {zero_point.ravel()[:3].tolist()}"
-        code_type = str(zero_point.dtype)
-    elif node.op_type == "QuantizeLinear":
-        code_type = "uint8" if not int_attribute(node, "output_dtype", 0) else ""
-    else:
-        codes = graph.constant(node.input[0])
-        code_type = "" if codes is None else str(codes.dtype)
-    if code_type in _OTHER_CODES:
-        silently = ", which TensorRT silently takes as INT8" if code_type == "uint8" else ""
-        yield "code-type", f"its codes are {code_type.upper()}{silently}"
-
-
-def _per_channel(graph: Graph, node: onnx.NodeProto, scale: Array, opset: int) -> Iterator[tuple[str, str]]:
-    if opset < LOWEST_OPSET:
-        yield "opset", f"it has a scale per channel, and opset {opset} knows no axis for it"
-        return
-    quantize = graph.maker(node.input[0], "QuantizeLinear") if node.op_type == "DequantizeLinear" else None
-    source = quantize.input[0] if quantize is not None else node.input[0]
-    values = graph.constant(source)
-    if values is None:
-        yield (
-            "activation-per-channel",
-            f"{source!r} is no constant but has {scale.size} scales; only weights may have one per channel",
-        )
-        return
-    axis = int_attribute(node, "axis", 1)
-    if scale.ndim != 1 or not -values.ndim <= axis < values.ndim or values.shape[axis] != scale.size:
-        yield "scale-size", f"scales of shape {list(scale.shape)} do not fit axis {axis} of {list(values.shape)}"
-        return
-    if node.op_type == "QuantizeLinear":
-        return  # its DequantizeLinear has the same axis, or is reported
-    for reader, position, seen in _weight_readers(graph, node.output[0], axis % values.ndim, values.ndim):
-        wanted = channel_axis(reader, position, values.ndim)
-        if seen != wanted:
-            yield (
-                "weight-axis",
-                f"its {scale.size} scales run along axis {axis}, which is not the output channel of {reader.op_type} "
-                f"{node_name(reader)}",
-            )
-
-
-def _weight_readers(graph: Graph, name: str, axis: int, rank: int) -> Iterator[tuple[onnx.NodeProto, int, int]]:
-    """Yield every weighted op that reads a weight, with the input's position and where the axis lies there.
-
-    A Transpose in between moves the axis: torch exports the weight of a linear layer so.
-    """
-    for reader in graph.consumers[name]:
-        if reader.op_type == "Transpose":
-            order = next((list(entry.ints) for entry in reader.attribute if entry.name == "perm"), None)
-            order = order or list(reversed(range(rank)))
-            yield from _weight_readers(graph, reader.output[0], order.index(axis), rank)
-        elif reader.op_type in WEIGHTED_OPS:
-            yield from ((reader, position, axis) for position in (0, 1) if list(reader.input)[position] == name)

@@ -1,0 +1,162 @@
+"""Every rule of the linter: the smallest graph that breaks it, and the one beside it that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx_graphs import GraphMaker, block_network, save
+from typer.testing import CliRunner
+
+from trtdeploy.cli.main import app
+from trtdeploy.errors import UsageError
+from trtdeploy.onnxgraph.lint import RULES, lint, rules_table
+
+Build = Callable[[GraphMaker], object]
+ROOT = Path(__file__).parents[2]
+REFUSED = {"integer-op", "zero-point", "scale-value"}
+"""What the parser of TensorRT-RTX refuses by itself."""
+UNASKED = {"opset", "scale-size", "code-type"}
+"""Where its answer depends on more than the rule: they are asked nothing here."""
+
+
+def model(build: Build, opset: int = 17) -> onnx.ModelProto:
+    g = GraphMaker()
+    build(g)
+    return g.model({"x": [1, 4, 4, 4]}, {"y": ["a", "b", "c", "d"]}, opset=opset)
+
+
+def kernel(g: GraphMaker, scale: object = 0.1, axis: int | None = None) -> str:
+    return g.qdq(g.constant(np.ones((4, 4, 1, 1), np.float32)), scale, axis=axis)
+
+
+def conv(tensor: Callable[[GraphMaker], str], weight: Callable[[GraphMaker], str] = kernel) -> Build:
+    return lambda g: g.node("Conv", tensor(g), weight(g), output="y")
+
+
+def x(g: GraphMaker) -> str:
+    return g.qdq("x")
+
+
+def bare(g: GraphMaker) -> str:
+    return g.constant(np.ones((4, 4, 1, 1), np.float32))
+
+
+def run_time(g: GraphMaker) -> str:
+    scale, zero = g.node("ReduceMax", "x", keepdims=0), g.constant(np.int8(0))
+    return g.node("DequantizeLinear", g.node("QuantizeLinear", "x", scale, zero), scale, zero)
+
+
+def integers(g: GraphMaker) -> None:
+    g.node("MatMulInteger", g.quantize("x", 0.1)[0], g.constant(np.ones((4, 4), np.int8)), output="i")
+    g.node("Cast", "i", output="y", to=1)
+
+
+def two_layers(quantized: bool) -> Build:
+    def build(g: GraphMaker) -> None:
+        first = g.node("Conv", x(g), kernel(g))
+        g.quantized = quantized
+        g.node("Conv", g.qdq(g.node("Relu", first)), kernel(g), output="y")
+
+    return build
+
+
+def residual(branch: bool) -> Build:
+    def build(g: GraphMaker) -> None:
+        shortcut = x(g)
+        result = g.node("Conv", shortcut, kernel(g))
+        g.node("Add", g.qdq(result) if branch else result, shortcut, output="y")
+
+    return build
+
+
+def activation(between: bool) -> Build:
+    def build(g: GraphMaker) -> None:
+        result = g.node("Conv", x(g), kernel(g))
+        active = g.node("Relu", g.qdq(result) if between else result)
+        g.node("Conv", g.qdq(active), kernel(g), output="y")
+
+    return build
+
+
+def concat(second: float) -> Build:
+    return lambda g: g.node("Concat", g.qdq("x", 0.1), g.qdq(g.node("Relu", "x"), second), axis=1, output="y")
+
+
+GOOD = conv(x)
+CASES: dict[str, tuple[onnx.ModelProto, onnx.ModelProto]] = {
+    "integer-op": (model(integers), model(GOOD)),
+    "opset": (model(conv(x, lambda g: kernel(g, np.full(4, 0.1), 0)), 12), model(GOOD, 12)),
+    "zero-point": (model(conv(lambda g: g.qdq("x", zero=3))), model(GOOD)),
+    "code-type": (model(conv(lambda g: g.qdq("x", dtype="uint8"))), model(GOOD)),
+    "run-time-scale": (model(conv(run_time)), model(GOOD)),
+    "scale-value": (model(conv(lambda g: g.qdq("x", 0.0))), model(conv(lambda g: g.qdq("x", 1e-10)))),
+    "activation-per-channel": (model(conv(lambda g: g.qdq("x", np.full(4, 0.1), axis=1))), model(GOOD)),
+    "weight-axis": tuple(model(conv(x, lambda g, a=a: kernel(g, np.full(4, 0.1), a))) for a in (1, 0)),  # type: ignore[dict-item]
+    "scale-size": tuple(model(conv(x, lambda g, n=n: kernel(g, np.full(n, 0.1), 0))) for n in (3, 4)),  # type: ignore[dict-item]
+    "weight-in-float": (model(conv(x, bare)), model(GOOD)),
+    "input-in-float": (model(conv(lambda _: "x")), model(GOOD)),
+    "layer-in-float": (model(two_layers(False)), model(two_layers(True))),
+    "both-residual-inputs": (model(residual(True)), model(residual(False))),
+    "before-activation": (model(activation(True)), model(activation(False))),
+    "concat-scales": (model(concat(0.2)), model(concat(0.1))),
+    "double-pair": (model(conv(lambda g: g.qdq(g.qdq("x")))), model(GOOD)),
+    "output-pair": (model(lambda g: g.qdq(g.node("Conv", x(g), kernel(g)), output="y")), model(GOOD)),
+    "not-quantized": (model(conv(lambda _: "x", bare)), model(GOOD)),
+}
+
+
+def test_every_rule_has_both_graphs_and_a_number_of_its_own() -> None:
+    assert list(CASES) == list(RULES)
+    assert [rule.id for rule in RULES.values()] == [f"Q{number:03}" for number in range(1, len(RULES) + 1)]
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_a_rule_is_found_in_its_graph_and_not_in_the_one_beside_it(rule: str) -> None:
+    failing, passing = CASES[rule]
+    assert {finding.rule for finding in lint(failing)} == {rule}
+    assert lint(failing, ignore=[rule]) == lint(failing, ignore=[RULES[rule].id]) == []
+    assert lint(passing) == []
+
+
+@pytest.mark.parametrize("rule", [rule for rule in CASES if rule not in UNASKED])
+def test_the_parser_of_tensorrt_rtx_refuses_what_is_recorded_and_no_more(rule: str) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+
+    def parses(model: onnx.ModelProto) -> bool:
+        network = builder.create_network(0)
+        return bool(trt.OnnxParser(network, logger).parse(model.SerializeToString()))
+
+    failing, passing = CASES[rule]
+    assert parses(failing) == (rule not in REFUSED)
+    assert parses(passing)
+
+
+def test_a_network_has_only_what_is_wrong_with_it() -> None:
+    assert {finding.rule for finding in lint(block_network())} == {"both-residual-inputs"}
+
+
+def test_the_page_has_the_rules_of_the_code() -> None:
+    assert rules_table() in (ROOT / "docs" / "lint.md").read_text(encoding="utf-8")
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(UsageError, match="Q999"):
+        lint(CASES["opset"][0], ignore=["Q999"])
+
+
+def test_the_command_says_what_where_and_what_to_do(tmp_path: Path) -> None:
+    failing, passing = (save(m, tmp_path / f"{i}.onnx") for i, m in enumerate(CASES["both-residual-inputs"]))
+    done = CliRunner().invoke(app, ["lint", str(failing)])
+    assert done.exit_code == 1
+    assert "Q013 warning" in done.stdout
+    assert RULES["both-residual-inputs"].remedy in done.stdout
+    assert CliRunner().invoke(app, ["lint", str(failing), "--ignore", "Q013"]).exit_code == 0
+    assert '"id": "Q013"' in CliRunner().invoke(app, ["lint", str(failing), "--json"]).stdout
+    assert CliRunner().invoke(app, ["lint", str(passing)]).exit_code == 0
+    assert CliRunner().invoke(app, ["lint", str(tmp_path)]).exit_code == 2

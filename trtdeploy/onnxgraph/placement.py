@@ -121,7 +121,8 @@ def _is_gate(graph: Graph, tensor: str, other: str) -> bool:
     if node is None:
         return False
     if node.op_type in ("Sigmoid", "HardSigmoid"):
-        return node.input[0] != other
+        differs: bool = node.input[0] != other
+        return differs
     shifted = graph.maker(node.input[0], "Add") if node.op_type == "Clip" else None
     return shifted is not None and other not in shifted.input and tensor not in node.output
 

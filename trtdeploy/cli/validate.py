@@ -55,6 +55,13 @@ def validate(
     min_agreement: Annotated[
         float | None, typer.Option("--min-agreement", help="Smallest allowed agreement with the reference, in percent.")
     ] = None,
+    max_variation: Annotated[
+        float | None,
+        typer.Option(
+            "--max-variation",
+            help="Largest allowed change of a sample's scores with its place in a batch, in percent of their spread.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per request.")] = 1,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight.")] = 4,
     timeout: Annotated[
@@ -78,6 +85,7 @@ def validate(
             reference=reference,
             max_drop=max_drop,
             min_agreement=min_agreement,
+            max_variation=max_variation,
             batch_size=batch_size,
             concurrency=concurrency,
         )

@@ -81,6 +81,15 @@ class InferenceClient(ABC):
         outputs: dict[str, Array] = self._ask(lambda: self._infer(model, inputs))
         return outputs
 
+    def statistics(self, model: ServedModel) -> dict[str, Any]:
+        """Return the server's ``inference_stats`` of a model: a count and nanoseconds for each part of a request.
+
+        Raises:
+            ServerError: The server does not answer, or gives no statistics.
+        """
+        stats: dict[str, Any] = self._ask(lambda: self._statistics(model)["model_stats"][0]["inference_stats"])
+        return stats
+
     @abstractmethod
     def close(self) -> None:
         """Close the connection."""
@@ -93,6 +102,9 @@ class InferenceClient(ABC):
 
     @abstractmethod
     def _metadata_and_config(self, name: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]: ...
+
+    @abstractmethod
+    def _statistics(self, model: ServedModel) -> dict[str, Any]: ...
 
     @abstractmethod
     def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
@@ -159,6 +171,12 @@ class GrpcClient(InferenceClient):
         config = self._client.get_model_config(name, version, as_json=True, client_timeout=self.timeout_s)
         return metadata, config["config"]
 
+    def _statistics(self, model: ServedModel) -> dict[str, Any]:
+        stats: dict[str, Any] = self._client.get_inference_statistics(
+            model.name, model.version, as_json=True, client_timeout=self.timeout_s
+        )
+        return stats
+
     def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
         answer = self._client.infer(
             model.name,
@@ -199,6 +217,11 @@ class HttpClient(InferenceClient):
         client = self._client()
         with self._deadline():
             return client.get_model_metadata(name, version), client.get_model_config(name, version)
+
+    def _statistics(self, model: ServedModel) -> dict[str, Any]:
+        with self._deadline():
+            stats: dict[str, Any] = self._client().get_inference_statistics(model.name, model.version)
+        return stats
 
     def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
         with self._deadline():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trtdeploy.errors import UsageError
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client import InferenceClient
-from trtdeploy.validation import Target
+from trtdeploy.validation.target import ServerTotals, Target
 
 
 class ServedTarget(Target):
@@ -42,3 +42,17 @@ class ServedTarget(Target):
 
     def scores(self, batch: Array) -> Array:
         return self._client.infer(self._model, {self.input.name: batch})[self._model.outputs[0].name]
+
+    def server_totals(self) -> ServerTotals:
+        stats = self._client.statistics(self._model)
+
+        def total_ns(part: str) -> int:
+            return int(stats.get(part, {}).get("ns", 0))
+
+        return ServerTotals(
+            requests=int(stats.get("success", {}).get("count", 0)),
+            queue_ns=total_ns("queue"),
+            input_ns=total_ns("compute_input"),
+            infer_ns=total_ns("compute_infer"),
+            output_ns=total_ns("compute_output"),
+        )

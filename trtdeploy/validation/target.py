@@ -1,0 +1,113 @@
+"""Who is asked: a classifier that answers batches, a plan in this process or a model on a server."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trtdeploy.classifiers import plan_classifier
+from trtdeploy.engine import Engine
+from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.tensors import Array, TensorSpec
+
+
+@dataclass(frozen=True)
+class ServerTimes:
+    """Where the server says that the time of a request went: means in milliseconds over ``requests`` requests."""
+
+    requests: int
+    queue_ms: float
+    input_ms: float
+    infer_ms: float
+    output_ms: float
+
+
+@dataclass(frozen=True)
+class ServerTotals:
+    """Sums since the server started, in nanoseconds, over ``requests`` successful requests.
+
+    Source: Triton's statistics extension, ``inference_stats``.
+    """
+
+    requests: int
+    queue_ns: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+    def since(self, before: ServerTotals) -> ServerTimes | None:
+        """Return the means over the requests between two looks; None where there was none, or the server restarted."""
+        requests = self.requests - before.requests
+        if requests <= 0:
+            return None
+
+        def mean_ms(now: int, then: int) -> float:
+            return (now - then) / requests / 1e6
+
+        return ServerTimes(
+            requests=requests,
+            queue_ms=mean_ms(self.queue_ns, before.queue_ns),
+            input_ms=mean_ms(self.input_ns, before.input_ns),
+            infer_ms=mean_ms(self.infer_ns, before.infer_ns),
+            output_ms=mean_ms(self.output_ns, before.output_ns),
+        )
+
+
+class Target(ABC):
+    """A classifier that can be asked from several threads at once.
+
+    Attributes:
+        stage: The ledger's stage that its answers belong to.
+        name: What reports call it.
+        version: Its version, where it has one.
+        input: Its one input, with the batch dimension.
+        max_batch_size: Largest batch of one request; None where there is no limit.
+        preprocessing: How images become its input, if it knows.
+        labels: Its class names, if it knows.
+        source: Where the answers come from, for the ledger.
+        timeout_s: How long one request may take at most; None where there is no limit.
+    """
+
+    stage: Literal["plan", "served"]
+    name: str
+    version: str
+    input: TensorSpec
+    max_batch_size: int | None
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...] | None
+    source: dict[str, Any]
+    timeout_s: float | None = None
+
+    @abstractmethod
+    def scores(self, batch: Array) -> Array:
+        """Return the class scores of a batch of model input."""
+
+    def server_totals(self) -> ServerTotals | None:
+        """Return what a server has counted so far; None where there is no server."""
+        return None
+
+
+class PlanTarget(Target):
+    """A loaded plan in this process."""
+
+    stage = "plan"
+
+    def __init__(self, engine: Engine, path: str | Path) -> None:
+        manifest = engine.manifest
+        self._predict = plan_classifier(engine)
+        self.name = Path(path).name
+        self.version = ""
+        self.input = engine.inputs[0]
+        self.max_batch_size = None
+        self.preprocessing = manifest.preprocessing
+        self.labels = manifest.labels
+        self.source = {
+            "file": Path(path).name,
+            "sha256": manifest.plan_sha256,
+            "runtime": f"{manifest.runtime.name} {manifest.runtime.version}",
+        }
+
+    def scores(self, batch: Array) -> Array:
+        return self._predict(batch)

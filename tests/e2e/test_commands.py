@@ -21,7 +21,7 @@ from trtdeploy.cli.main import app
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Plan, manifest_path, read_plan
 
-COMMANDS = ["quickstart", "doctor", "lint", "build", "cache", "inspect", "run", "bench", "package", "serve", "validate"]
+COMMANDS = ["quickstart", "doctor", "lint", "build", "cache", "inspect", "run", "bench", "package", "serve", "validate", "ledger"]
 INPUT = "input=random"
 
 
@@ -62,6 +62,8 @@ def test_help_explains_every_option(command: str) -> None:
     assert "Usage" in done.stdout
     if command == "cache":
         assert all("--json" in invoke(command, name, "--help").stdout for name in ("show", "merge"))
+    elif command == "ledger":
+        assert all("--json" in invoke(command, name, "--help").stdout for name in ("show", "diff"))
     elif command != "quickstart":  # which has a folder and a table of its own
         assert "--json" in done.stdout
     assert done.stdout == invoke(command, "-h").stdout

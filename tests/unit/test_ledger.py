@@ -235,7 +235,7 @@ def test_recording_a_stage_in_the_middle_again_updates_its_neighbours(ledger: Le
     assert (made.agreement, made.agreement_with_float) == (0, 0)
     assert (after["plan"].agreement, after["plan"].agreement_with_float) == (50, 50)
     assert after["float"] == before["float"]
-    unchanged = {"agreement", "agreement_with_float"}
+    unchanged = {"agreement", "agreement_with_float", "against_previous", "against_float", "kl_from_float"}
     assert after["plan"].model_dump(exclude=unchanged) == before["plan"].model_dump(exclude=unchanged)
     assert ledger.outputs("ptq").predictions.tolist() == [1, 1, 1, 1]
 
@@ -363,7 +363,7 @@ def test_outputs_are_read_from_beside_the_ledger_only(ledger: Ledger, tmp_path: 
         lambda text: text.replace('"value": 100.0', '"value": NaN'),
         lambda text: text.replace('"value": 100.0', '"value": Infinity'),
         lambda text: text.replace('"n": 2,', ""),
-        lambda text: text.replace('"n": 2,', '"n": 2, "top5": 99,'),
+        lambda text: text.replace('"n": 2,', '"n": 2, "colour": 99,'),
         lambda text: text.replace('"n": 2,', '"n": "many",'),
     ],
     ids=[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import trtdeploy
-from trtdeploy.cli import build, cache, doctor, lint, plans, quickstart, repository, serving, validate
+from trtdeploy.cli import build, cache, doctor, ledger, lint, plans, quickstart, repository, serving, validate
 from trtdeploy.cli.console import interrupt, show_warnings
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (quickstart, doctor, lint, build, plans, cache, repository, serving, validate):
+for module in (quickstart, doctor, lint, build, plans, cache, repository, serving, validate, ledger):
     module.register(app)
 
 

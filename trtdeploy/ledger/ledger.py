@@ -1,109 +1,23 @@
-"""The accuracy ledger: the same samples and the same metric at every stage from the float model to the served one.
-
-``ledger.json`` holds one record per stage; beside it, ``ledger.<stage>.npz`` holds that stage's outputs per sample, so
-that any two stages can be compared sample by sample.
-"""
+"""``ledger.json``: one record per stage."""
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_jsonable_python
 
 from trtdeploy.errors import LedgerError
 from trtdeploy.files import atomic_write, locked, sha256_bytes
-from trtdeploy.statistics import Interval, wilson_percent
+from trtdeploy.ledger.outputs import Divergence, StageOutputs
+from trtdeploy.statistics import Interval, PairedDifference
 
 Stage = Literal["float", "ptq", "qat", "onnx", "plan", "served"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-
-
-@dataclass(frozen=True)
-class StageOutputs:
-    """What one stage answered.
-
-    Attributes:
-        ids: One identifier per sample, ``(N,)``.
-        labels: The true class index of each sample, ``(N,)``.
-        logits: The model's outputs, ``(N, classes)`` float32.
-    """
-
-    ids: tuple[str, ...]
-    labels: NDArray[np.int64]
-    logits: NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        n = len(self.ids)
-        if 0 in (n, self.logits.size) or self.labels.shape != (n,) or self.logits.ndim != 2 or len(self.logits) != n:
-            raise LedgerError(
-                f"{n} ids, labels {list(self.labels.shape)} and logits {list(self.logits.shape)} do not belong "
-                "together; expected N ids, N labels and N rows of class scores."
-            )
-        broken = int((~np.isfinite(self.logits)).any(axis=1).sum())
-        if broken:
-            raise LedgerError(
-                f"The model's answer to {broken} of {n} samples is not finite (NaN or infinity): "
-                "an accuracy computed from it would mean nothing.",
-                hint="Look for a division by zero, an overflow in half precision, or a scale of 0.",
-            )
-
-    @property
-    def predictions(self) -> NDArray[np.int64]:
-        """The class with the highest score, ``(N,)``."""
-        predictions: NDArray[np.int64] = np.argmax(self.logits, axis=1).astype(np.int64)
-        return predictions
-
-    @property
-    def top1(self) -> Interval:
-        """Correct answers in percent, with the 95% Wilson interval."""
-        return wilson_percent(int((self.predictions == self.labels).sum()), len(self.ids))
-
-    def agreement(self, other: StageOutputs) -> float:
-        """Percent of samples to which both stages give the same answer.
-
-        Raises:
-            LedgerError: The samples are not the same.
-        """
-        if self.ids != other.ids or not np.array_equal(self.labels, other.labels):
-            raise LedgerError(
-                f"The stages saw different samples ({len(self.ids)} and {len(other.ids)}); they cannot be compared.",
-                hint="Use the same dataset and split seed for every stage, or start a new ledger.",
-            )
-        return 100 * float((self.predictions == other.predictions).mean())
-
-    def to_npz(self) -> bytes:
-        """Serialize without pickle."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, ids=np.asarray(self.ids, dtype=np.str_), labels=self.labels, logits=self.logits)
-        return buffer.getvalue()
-
-    @classmethod
-    def from_npz(cls, content: bytes) -> StageOutputs:
-        """Read what ``to_npz`` wrote.
-
-        Raises:
-            LedgerError: It is something else, or damaged; pickled objects are never loaded.
-        """
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return cls(
-                    ids=tuple(arrays["ids"].tolist()),
-                    labels=arrays["labels"].astype(np.int64),
-                    logits=arrays["logits"].astype(np.float32),
-                )
-        except LedgerError:
-            raise
-        except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged bytes
-            raise LedgerError(f"These {len(content)} bytes are not a stage's outputs: {error}.") from error
 
 
 class StageRecord(BaseModel):
@@ -112,8 +26,12 @@ class StageRecord(BaseModel):
     Attributes:
         n: Number of samples.
         top1: Correct answers in percent with the 95% interval.
+        top5: Samples whose class is among the five best; None below six classes.
         agreement: Percent of samples with the previous recorded stage's answer; None for the first.
         agreement_with_float: The same against the ``float`` stage, where there is one.
+        against_previous: Paired difference of accuracies to the previous recorded stage; None for the first.
+        against_float: The same to the ``float`` stage.
+        kl_from_float: KL divergence of the softmax from the ``float`` stage's; None if it has other outputs.
         seconds: Wall time of the evaluation.
         latency_ms: Median time of one request of one sample, where it was measured.
         source: Where the outputs came from: file, command, server, versions.
@@ -128,6 +46,10 @@ class StageRecord(BaseModel):
     top1: Interval
     agreement: float | None
     agreement_with_float: float | None
+    top5: Interval | None = None
+    against_previous: PairedDifference | None = None
+    against_float: PairedDifference | None = None
+    kl_from_float: Divergence | None = None
     seconds: float
     latency_ms: float | None = None
     source: dict[str, Any]
@@ -216,6 +138,7 @@ class Ledger:
                     top1=outputs.top1,
                     agreement=None,
                     agreement_with_float=None,
+                    top5=outputs.top5,
                     seconds=round(seconds, 3),
                     latency_ms=latency_ms,
                     source=_as_json(source),
@@ -253,6 +176,10 @@ class Ledger:
                 update={
                     "agreement": outputs.agreement(previous) if previous is not None else None,
                     "agreement_with_float": outputs.agreement(baseline) if baseline is not None else None,
+                    "top5": outputs.top5,
+                    "against_previous": outputs.compared_with(previous) if previous is not None else None,
+                    "against_float": outputs.compared_with(baseline) if baseline is not None else None,
+                    "kl_from_float": _divergence(outputs, baseline),
                 }
             )
             previous = outputs
@@ -279,9 +206,10 @@ class Ledger:
             raise LedgerError(f"{self.path} is not a ledger of this version: {error}") from error
 
 
-def top1_of(labels: Sequence[int] | NDArray[np.int64], predictions: Sequence[int] | NDArray[np.int64]) -> Interval:
-    """Return correct answers in percent with the 95% Wilson interval."""
-    return wilson_percent(int((np.asarray(labels) == np.asarray(predictions)).sum()), len(labels))
+def _divergence(outputs: StageOutputs, baseline: StageOutputs | None) -> Divergence | None:
+    if baseline is None or outputs.logits.shape != baseline.logits.shape:
+        return None
+    return outputs.divergence_from(baseline)
 
 
 def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,27 +32,37 @@ def package(
         int,
         typer.Option("--max-queue-delay-us", min=0, help="How long a request may wait for others, in microseconds."),
     ] = 0,
+    ensemble: Annotated[
+        bool,
+        typer.Option("--ensemble", help="Also NAME_pipeline: JPEG or PNG bytes in, labels and probabilities out."),
+    ] = False,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels NAME_pipeline answers with.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Add a plan to a Triton model repository, as a new version that appears as a whole."""
     with door():
         from trtdeploy.triton.config import PackageOptions
+        from trtdeploy.triton.pipeline import package_pipeline
         from trtdeploy.triton.repository import package as run
 
-        packaged = run(
-            plan,
-            repository,
-            name,
-            version=version,
-            options=PackageOptions(
-                max_batch_size=max_batch_size,
-                instances=instances,
-                contexts=contexts,
-                max_queue_delay_us=max_queue_delay_us,
-            ),
+        options = PackageOptions(
+            max_batch_size=max_batch_size,
+            instances=instances,
+            contexts=contexts,
+            max_queue_delay_us=max_queue_delay_us,
         )
+        pipeline = None
+        if ensemble:
+            whole = package_pipeline(plan, repository, name, version=version, options=options, top_k=top_k)
+            packaged, pipeline = whole.model, whole.pipeline
+        else:
+            packaged = run(plan, repository, name, version=version, options=options)
         facts = {"name": packaged.name, "version": packaged.version, "folder": str(packaged.folder)}
+        if pipeline is not None:
+            facts["pipeline"] = pipeline
         if as_json:
             print_json(facts)
         else:
             typer.echo(f"{packaged.folder}: version {packaged.version}")
+            if pipeline is not None:
+                typer.echo(f"{pipeline} takes image files and answers with labels")

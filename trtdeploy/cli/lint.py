@@ -10,6 +10,7 @@ import typer
 
 from trtdeploy.cli.console import door, print_json
 from trtdeploy.cli.plans import AsJson
+from trtdeploy.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +23,10 @@ def lint(
     ignore: Annotated[
         list[str] | None, typer.Option(help="Rule to leave out, by number or short name; may be given several times.")
     ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Repair what needs no new data, write it here, and report what is left."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a model against TensorRT's rules of explicit INT8; exit code 1 if it breaks one."""
@@ -29,7 +34,21 @@ def lint(
         from trtdeploy.onnxgraph.lint import lint as findings_of
         from trtdeploy.onnxgraph.source import load_source
 
-        findings = findings_of(load_source(model).proto, ignore=ignore or ())
+        proto = load_source(model).proto
+        findings = findings_of(proto, ignore=ignore or ())
+        if fix is not None:
+            from trtdeploy.files import atomic_write
+            from trtdeploy.onnxgraph.lint.fix import fix as repaired
+
+            before = len(findings)
+            proto = repaired(proto)
+            try:
+                content = proto.SerializeToString()
+            except ValueError as error:
+                raise UsageError(f"{model} is too large to be written as one file: {error}.") from error
+            atomic_write(fix, content)
+            findings = findings_of(load_source(fix).proto, ignore=ignore or ())
+            typer.echo(f"{fix}: {before} findings before, {len(findings)} left", err=True)
         if as_json:
             print_json([asdict(f) | {"id": f.id, "severity": f.severity, "remedy": f.remedy} for f in findings])
         else:

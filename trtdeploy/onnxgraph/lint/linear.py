@@ -76,7 +76,7 @@ def _per_channel(graph: Graph, node: onnx.NodeProto, scale: Array, opset: int) -
         return
     if node.op_type == "QuantizeLinear":
         return  # its DequantizeLinear has the same axis, or is reported
-    for reader, position, seen in _weight_readers(graph, node.output[0], axis % values.ndim, values.ndim):
+    for reader, position, seen in weight_readers(graph, node.output[0], axis % values.ndim, values.ndim):
         wanted = channel_axis(reader, position, values.ndim)
         if seen != wanted:
             yield (
@@ -86,7 +86,7 @@ def _per_channel(graph: Graph, node: onnx.NodeProto, scale: Array, opset: int) -
             )
 
 
-def _weight_readers(graph: Graph, name: str, axis: int, rank: int) -> Iterator[tuple[onnx.NodeProto, int, int]]:
+def weight_readers(graph: Graph, name: str, axis: int, rank: int) -> Iterator[tuple[onnx.NodeProto, int, int]]:
     """Yield every weighted op that reads a weight, with the input's position and where the axis lies there.
 
     A Transpose in between moves the axis: torch exports the weight of a linear layer so.
@@ -95,6 +95,6 @@ def _weight_readers(graph: Graph, name: str, axis: int, rank: int) -> Iterator[t
         if reader.op_type == "Transpose":
             order = next((list(entry.ints) for entry in reader.attribute if entry.name == "perm"), None)
             order = order or list(reversed(range(rank)))
-            yield from _weight_readers(graph, reader.output[0], order.index(axis), rank)
+            yield from weight_readers(graph, reader.output[0], order.index(axis), rank)
         elif reader.op_type in WEIGHTED_OPS:
             yield from ((reader, position, axis) for position in (0, 1) if list(reader.input)[position] == name)

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ValidationError
 
 from trtdeploy.cli.console import Bars, door, finite_seconds, print_json
 from trtdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
+    from trtdeploy.datasets import Dataset
+    from trtdeploy.ledger import Ledger
+    from trtdeploy.plan import Manifest
     from trtdeploy.preprocessing import Preprocessing
-    from trtdeploy.validation import ValidationReport
+    from trtdeploy.validation import Examination, Target, ValidationReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -62,6 +66,13 @@ def validate(
             help="Largest allowed change of a sample's scores with its place in a batch, in percent of their spread.",
         ),
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", dir_okay=False, help="Write OUT.html, and the same as OUT.json.")
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", dir_okay=False, help="Manifest of the served plan (PLAN.json), for the report."),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per request.")] = 1,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight.")] = 4,
     timeout: Annotated[
@@ -75,10 +86,10 @@ def validate(
         from trtdeploy.datasets import open_dataset
         from trtdeploy.engine import Engine
         from trtdeploy.ledger import Ledger
+        from trtdeploy.report.page import check_path
         from trtdeploy.triton.client import connect
         from trtdeploy.triton.served import ServedTarget
-        from trtdeploy.validation import PlanTarget, Target, ValidationOptions
-        from trtdeploy.validation import validate as run
+        from trtdeploy.validation import PlanTarget, ValidationOptions, examine
 
         options = ValidationOptions(
             preprocessing=_read_preprocessing(preprocessing) if preprocessing else None,
@@ -89,6 +100,10 @@ def validate(
             batch_size=batch_size,
             concurrency=concurrency,
         )
+        if report is not None:
+            check_path(report)
+        facts = _read_manifest(manifest) if manifest is not None else None
+        recorded = Ledger(ledger) if ledger is not None else None
         with ExitStack() as stack:
             target: Target
             if url is not None and model is not None and plan is None:
@@ -96,23 +111,49 @@ def validate(
             elif plan is not None and url is None and model is None:
                 engine = stack.enter_context(Engine.load(plan, contexts=concurrency, timeout_s=timeout))
                 target = PlanTarget(engine, plan)
+                facts = facts or engine.manifest
             else:
                 raise UsageError("Give --url and --model to validate a server, or --plan to validate a plan here.")
             dataset = stack.enter_context(open_dataset(data, split_seed=split_seed))
-            report = run(
+            examination = examine(
                 target,
                 dataset,
                 options,
-                ledger=Ledger(ledger) if ledger is not None else None,
+                ledger=recorded,
                 progress=bars.labelled("validating"),
             )
+            if report is not None:
+                _write_report(report, target, dataset, examination, recorded, facts)
+        outcome = examination.report
         bars.finish()
         if as_json:
-            print_json({**report.model_dump(mode="json"), "passed": report.passed})
+            print_json({**outcome.model_dump(mode="json"), "passed": outcome.passed})
         else:
-            typer.echo(_as_text(report))
-        if not report.passed:
+            typer.echo(_as_text(outcome))
+        if not outcome.passed:
             raise typer.Exit(GateError.exit_code)
+
+
+def _write_report(
+    path: Path,
+    target: Target,
+    dataset: Dataset,
+    examination: Examination,
+    ledger: Ledger | None,
+    manifest: Manifest | None,
+) -> None:
+    from trtdeploy.report import compose, write_report
+
+    write_report(compose(target, dataset, examination, ledger=ledger, manifest=manifest), path)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    from trtdeploy.plan import Manifest
+
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UsageError(f"{path} is no manifest of a plan: {error}") from error
 
 
 def _read_preprocessing(path: Path) -> Preprocessing:

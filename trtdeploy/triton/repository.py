@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from trtdeploy.files import atomic_write, locked, sync_folder
 from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest, manifest_path, read_plan
 from trtdeploy.triton.config import LABELS_FILE, PackageOptions, config_text, make_config, schema
+from trtdeploy.triton.config.warmup import WARMUP_FOLDER, write_warmup
 
 CONFIG_FILE = "config.pbtxt"
 # The names that model.py and Triton's TensorRT backend look for.
@@ -39,6 +40,14 @@ class PackagedModel:
     name: str
     version: int
     folder: Path
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan in memory, and its manifest."""
+
+    content: bytes
+    manifest: Manifest
 
 
 def package(
@@ -65,6 +74,32 @@ def package(
         ModelError: The plan cannot be served with these options.
     """
     root = Path(repository)
+    check_name(name, version)
+    content, manifest = read_plan(plan)
+    config = make_config(manifest, name, options or PackageOptions())
+    folder = root / name
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(folder, error=RepositoryError):
+            fit_deployed(folder, config)
+            number = version if version is not None else max(versions(folder), default=0) + 1
+            if (folder / str(number)).exists():
+                raise RepositoryError(
+                    f"{folder} already has a version {number}.",
+                    hint=f"Leave --version out to add version {max(versions(folder), default=0) + 1}.",
+                )
+            publish_folder(PlanFile(content, manifest), folder, number, config, options or PackageOptions())
+    except OSError as error:
+        raise RepositoryError(f"The model repository {root} cannot be written: {error}.") from error
+    return PackagedModel(name, number, folder)
+
+
+def check_name(name: str, version: int | None) -> None:
+    """Refuse a name or a version that Triton cannot have, or that would lead out of the repository.
+
+    Raises:
+        RepositoryError: It is one.
+    """
     if not _MODEL_NAME.fullmatch(name) or ".." in name:
         raise RepositoryError(
             f"{_shortened(name)!r} cannot be a model's name: up to 128 letters, digits, '.', '_' and '-', the "
@@ -73,29 +108,6 @@ def package(
         )
     if version is not None and not 1 <= version <= _LARGEST_VERSION:
         raise RepositoryError(f"Version {version} is not possible; Triton counts from 1 to {_LARGEST_VERSION}.")
-    content, manifest = read_plan(plan)
-    config = make_config(manifest, name, options or PackageOptions())
-    folder = root / name
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with locked(folder, error=RepositoryError):
-            _fit_deployed(folder, config)
-            number = version if version is not None else max(versions(folder), default=0) + 1
-            if (folder / str(number)).exists():
-                raise RepositoryError(
-                    f"{folder} already has a version {number}.",
-                    hint=f"Leave --version out to add version {max(versions(folder), default=0) + 1}.",
-                )
-            try:
-                _publish(root.resolve().parent, folder, number, content, manifest, config)
-            except OSError as error:
-                if error.errno not in _NOT_THE_PARENT:
-                    raise
-                # The repository is a mount point, or its parent is not ours to write
-                _publish(root, folder, number, content, manifest, config)
-    except OSError as error:
-        raise RepositoryError(f"The model repository {root} cannot be written: {error}.") from error
-    return PackagedModel(name, number, folder)
 
 
 def versions(folder: Path) -> list[int]:
@@ -144,7 +156,7 @@ def model_names(repository: Path) -> list[str]:
     return names
 
 
-def _fit_deployed(folder: Path, config: Any) -> None:
+def fit_deployed(folder: Path, config: Any) -> None:
     """Refuse a version that needs another config than the deployed ones, for all versions share one.
 
     What says which versions are served is the operator's: ``config`` takes it over.
@@ -187,13 +199,59 @@ def _describe(tensors: dict[str, tuple[int, list[int]]]) -> str:
     return ", ".join(f"{name} {types.Name(kind)}{dims}" for name, (kind, dims) in sorted(tensors.items()))
 
 
-def _publish(parent: Path, folder: Path, number: int, content: bytes, manifest: Manifest, config: Any) -> None:
+def publish_folder(
+    plan: PlanFile,
+    folder: Path,
+    number: int,
+    config: Any,
+    options: PackageOptions,
+    *,
+    beside: Mapping[str, bytes] | None = None,
+    keep_config: bool = False,
+) -> None:
+    """Make a version appear as a whole, with the model's folder where that is new; the caller holds its lock.
+
+    Args:
+        plan: The plan.
+        folder: The model's folder.
+        number: The version.
+        config: What the model shall be served with.
+        options: Where that comes from.
+        beside: Further files of the version, by name.
+        keep_config: Leave the config of a model that is there as it is.
+    """
+    root = folder.parent
+    try:
+        _publish(root.resolve().parent, plan, folder, number, config, options, beside or {}, keep_config)
+    except OSError as error:
+        if error.errno not in _NOT_THE_PARENT:
+            raise
+        # The repository is a mount point, or its parent is not ours to write
+        _publish(root, plan, folder, number, config, options, beside or {}, keep_config)
+
+
+def _publish(
+    parent: Path,
+    plan: PlanFile,
+    folder: Path,
+    number: int,
+    config: Any,
+    options: PackageOptions,
+    beside: Mapping[str, bytes],
+    keep_config: bool,
+) -> None:
     """Write a version in ``parent`` and rename it, with the model's folder where that is new, into the repository."""
     with _staging_folder(parent, folder) as staging:
-        _write_version(staging / str(number), content, manifest)
-        _write_model_files(staging, config, manifest)
+        _write_version(staging / str(number), plan)
+        for name, content in beside.items():
+            atomic_write(staging / str(number) / name, content)
+        write_warmup(staging, plan.manifest, options, batched=config.max_batch_size > 0)
+        _write_model_files(staging, config, plan.manifest)
         if folder.exists():
-            for name in (LABELS_FILE, CONFIG_FILE):
+            for file in sorted((staging / WARMUP_FOLDER).glob("*")):
+                (folder / WARMUP_FOLDER).mkdir(exist_ok=True)
+                file.replace(folder / WARMUP_FOLDER / file.name)
+            for name in () if keep_config else (LABELS_FILE, CONFIG_FILE):
                 if (staging / name).exists():
                     (staging / name).replace(folder / name)
             (staging / str(number)).rename(folder / str(number))
@@ -219,15 +277,15 @@ def _staging_folder(parent: Path, folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_version(folder: Path, content: bytes, manifest: Manifest) -> None:
+def _write_version(folder: Path, plan: PlanFile) -> None:
     folder.mkdir()
-    if manifest.runtime.name == "tensorrt":
+    if plan.manifest.runtime.name == "tensorrt":
         target = folder / _TENSORRT_PLAN
     else:
         target = folder / _PYTHON_PLAN
         atomic_write(folder / "model.py", Path(__file__).with_name("python_model.py").read_bytes())
-    atomic_write(target, content)
-    atomic_write(manifest_path(target), manifest.to_json())
+    atomic_write(target, plan.content)
+    atomic_write(manifest_path(target), plan.manifest.to_json())
 
 
 def _write_model_files(folder: Path, config: Any, manifest: Manifest) -> None:

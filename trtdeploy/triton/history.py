@@ -1,0 +1,125 @@
+"""The repository's manifest of one model, ``NAME/versions.json``: what each version is, and what happened to them.
+
+Which version is active stands in ``config.pbtxt`` and nowhere else; this file only explains it. A kill between the two
+leaves an entry for a step that did not happen, and readers see that by the config.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trtdeploy.errors import RepositoryError
+from trtdeploy.files import atomic_write
+from trtdeploy.plan import Manifest
+
+HISTORY_FILE = "versions.json"
+Step = Literal["publish", "promote", "rollback", "prune"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class VersionFacts(_Part):
+    """One version.
+
+    Attributes:
+        plan_sha256: Digest of the plan.
+        onnx_sha256: Digest of the ONNX file that it was built from.
+        runtime: The library that alone loads it, and its version.
+        device: What it was built for.
+        accuracy: Top-1 and samples of every stage of the ledger that the plan carries.
+        latency_ms: Median latency that the build measured, of the tactic that won; None where none was measured.
+        published_at: UTC time, ISO 8601.
+    """
+
+    plan_sha256: str
+    onnx_sha256: str
+    runtime: dict[str, str]
+    device: dict[str, str]
+    accuracy: dict[str, Any] | None
+    latency_ms: float | None
+    published_at: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> VersionFacts:
+        """Take the facts from a plan's manifest."""
+        tactic = manifest.tactic
+        return cls(
+            plan_sha256=manifest.plan_sha256,
+            onnx_sha256=manifest.onnx.sha256,
+            runtime=manifest.runtime.model_dump(),
+            device=manifest.device.model_dump(),
+            accuracy=manifest.ledger,
+            latency_ms=tactic.milliseconds.get(tactic.name) if tactic is not None else None,
+            published_at=now(),
+        )
+
+
+class Event(_Part):
+    """One step: which version it was about, and which one was active before."""
+
+    at: str
+    step: Step
+    version: int
+    before: int | None
+
+
+class History(_Part):
+    """The file.
+
+    Attributes:
+        versions: Facts of every version by its number, as text.
+        events: What happened, oldest first.
+        config_sha256: Digest of the ``config.pbtxt`` that was written last; another one there means an edit by hand.
+    """
+
+    format: Literal[1] = 1
+    versions: dict[str, VersionFacts] = Field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    config_sha256: tuple[str, ...] = ()
+
+    def with_event(self, step: Step, version: int, before: int | None) -> History:
+        """Return the history with one more event."""
+        event = Event(at=now(), step=step, version=version, before=before)
+        return self.model_copy(update={"events": (*self.events, event)})
+
+    def before(self, active: int) -> int | None:
+        """Return the version that was active before ``active`` became so; None if nobody knows."""
+        for event in reversed(self.events):
+            if event.step in ("promote", "rollback") and event.version == active and event.before != active:
+                return event.before
+        return None
+
+
+def read_history(folder: Path) -> History:
+    """Read a model's manifest; an empty one where there is none yet.
+
+    Raises:
+        RepositoryError: It is damaged.
+    """
+    path = folder / HISTORY_FILE
+    try:
+        return History.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return History()
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise RepositoryError(
+            f"{path} is not a manifest of this version: {error}",
+            hint="Move it away: the versions themselves and what is served do not depend on it.",
+        ) from error
+
+
+def write_history(folder: Path, history: History) -> None:
+    """Replace a model's manifest."""
+    atomic_write(folder / HISTORY_FILE, json.dumps(history.model_dump(mode="json"), indent=2) + "\n")
+
+
+def now() -> str:
+    """Return the time as the manifest has it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -21,7 +21,10 @@ from trtdeploy.cli.main import app
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Plan, manifest_path, read_plan
 
-COMMANDS = ["quickstart", "doctor", "lint", "build", "cache", "inspect", "run", "bench", "package", "serve", "validate", "ledger"]
+COMMANDS = [
+    *("quickstart", "doctor", "quantize", "lint", "build", "cache", "inspect", "run", "bench", "package", "serve", "validate"),
+    "ledger",
+]
 INPUT = "input=random"
 
 

@@ -16,6 +16,7 @@ from training.cli.evaluate import evaluate
 from training.cli.export import export
 from training.cli.fit import fit
 from training.cli.qat import qat
+from training.cli.sensitivity import sensitivity
 
 app = typer.Typer(
     name="training",
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (fit, calibrate, qat, export, evaluate):
+for _command in (fit, calibrate, qat, export, evaluate, sensitivity):
     app.command()(_command)
 
 

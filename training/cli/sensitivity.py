@@ -1,0 +1,60 @@
+"""``training sensitivity``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.cli.arguments import open_both
+from training.cli.console import Display, print_facts
+from training.cli.options import AsJson, CheckpointPath, Data, Seed, SplitSeed
+from training.cli.reporting import check_suffix
+from trtdeploy.cli.console import door
+from trtdeploy.errors import UsageError
+
+
+def sensitivity(
+    checkpoint: CheckpointPath,
+    data: Data = "digits",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON to write [default: CHECKPOINT.sensitivity.json].")
+    ] = None,
+    chart: Annotated[Path | None, typer.Option("--chart", help="Bar chart to write, .png or .svg.")] = None,
+    images: Annotated[int | None, typer.Option("--images", min=1, help="Measure on so many dev images only.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many layers to print.")] = 10,
+    seed: Seed = 0,
+    split_seed: SplitSeed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the layers that cost accuracy: each quantized alone, and each alone in float. A killed run goes on."""
+    with door(), Display() as display:
+        from training.sensitivity import draw_chart, measure_sensitivity
+        from training.sensitivity.chart import FORMATS
+
+        if chart is not None and chart.suffix not in FORMATS:
+            raise UsageError(f"--chart {chart} must end in {' or '.join(FORMATS)}.")
+        output = output or checkpoint.with_suffix(".sensitivity.json")
+        check_suffix(output, ".json")
+        start, dataset, _ = open_both(data, checkpoint, split_seed=split_seed)
+        with dataset:
+            found = measure_sensitivity(
+                start, dataset, output, images=images, seed=seed, progress=display.images("layers")
+            )
+        if chart is not None:
+            draw_chart(found, chart)
+        lines = [
+            f"float {found.float_top1.format()}%, quantized {found.quantized.top1.format()}% on {found.images} images",
+            f"{'only this quantized:':>24} {'KL':>9} {'SQNR dB':>8} {'top-1':>7}   {'only this float: top-1':>22}  "
+            "layer",
+        ]
+        for row in found.layers[:top]:
+            alone, left_out = row.only_quantized, row.only_float
+            ratio = "inf" if alone.sqnr_db is None else f"{alone.sqnr_db:.1f}"
+            lines.append(
+                f"{'':24} {alone.kl:9.2e} {ratio:>8} {alone.difference.difference.value:+7.2f}   "
+                f"{left_out.difference.difference.value:+22.2f}  {row.name}"
+            )
+        display.finish()
+        print_facts({"output": str(output), **found.model_dump(mode="json")}, "\n".join(lines), as_json=as_json)

@@ -1,0 +1,6 @@
+"""Which layers of a quantized network cost accuracy."""
+
+from training.sensitivity.chart import draw_chart
+from training.sensitivity.measure import Effect, LayerSensitivity, Sensitivity, measure_sensitivity
+
+__all__ = ["Effect", "LayerSensitivity", "Sensitivity", "draw_chart", "measure_sensitivity"]

@@ -3,7 +3,8 @@
 Bare Engine: as many threads as contexts ask it for batch 1. Served: `trtdeploy package` and a real tritonserver.
 PyTriton: the same ONNX in an ONNX Runtime session with the same threads and the same dynamic batching. Both servers
 are asked by the same client: perf_analyzer over gRPC where it is given, else tritonclient in a process of its own.
-Every round measures all three; the ratios are medians over the rounds. The weights are random: speed does not depend on them.
+Every round measures all three; the ratios are medians over the rounds. The weights are random: speed does not depend on
+them.
 
     python -m benchmarks.serving_throughput --perf-analyzer PATH --output benchmarks/results/serving_throughput.json
 """

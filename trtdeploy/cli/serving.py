@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import signal
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trtdeploy.cli.console import door, finite_seconds, interrupt, print_json
+
+
+class LogLevel(str, Enum):
+    """How much the server says."""
+
+    error = "error"
+    warning = "warning"
+    info = "info"
+    verbose = "verbose"
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -42,16 +53,69 @@ def serve(
             "--drain-timeout", min=0, callback=finite_seconds, help="Seconds for running requests at the end."
         ),
     ] = 30.0,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Load only the repository's ensembles, and the models that they run.")
+    ] = False,
+    explicit: Annotated[
+        bool,
+        typer.Option(
+            "--explicit",
+            help="Let clients load and unload models. Whoever may do that can run code here: restrict it.",
+        ),
+    ] = False,
+    load: Annotated[
+        list[str] | None,
+        typer.Option("--load", help="With --explicit: a model to load at the start; repeatable [default: all]."),
+    ] = None,
+    restrict: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--restrict",
+            metavar="APIS:KEY=VALUE",
+            help="Endpoints, as in health,model-repository, that want the header KEY (gRPC: "
+            "triton-grpc-protocol-KEY) with this value; repeatable.",
+        ),
+    ] = None,
+    grpc_tls_cert: Annotated[
+        Path | None, typer.Option("--grpc-tls-cert", dir_okay=False, help="PEM certificate: gRPC speaks TLS.")
+    ] = None,
+    grpc_tls_key: Annotated[
+        Path | None, typer.Option("--grpc-tls-key", dir_okay=False, help="PEM key of the certificate.")
+    ] = None,
+    grpc_tls_root: Annotated[
+        Path | None,
+        typer.Option("--grpc-tls-root", dir_okay=False, help="PEM authorities; clients need a certificate of theirs."),
+    ] = None,
+    log_level: Annotated[
+        LogLevel, typer.Option("--log-level", help="What the server says: error, warning, info or verbose.")
+    ] = LogLevel.info,
     as_json: AsJson = False,
 ) -> None:
     """Serve a model repository with Triton until Ctrl-C or SIGTERM; its log goes to stderr.
 
     Prints one line that begins with "ready" when every model is. What follows "--" goes to tritonserver as it is.
+    At the end no request is accepted any more, and those that run are answered within --drain-timeout.
+
+    Security: a plan and a Python-backend model are programs; serve only what you have built or got over a channel that
+    you trust. Triton authenticates nobody: keep it off untrusted networks, behind a gateway. HTTP has no TLS here, and
+    the value of --restrict can be seen in the list of this machine's processes.
     """
     with door():
         from trtdeploy.triton.installation import find_tritonserver
         from trtdeploy.triton.server import TritonServer
+        from trtdeploy.triton.server_options import ServerOptions
 
+        options = ServerOptions(
+            explicit=explicit,
+            load=tuple(load or ()),
+            ensemble=ensemble,
+            restrict=tuple(restrict or ()),
+            grpc_tls_cert=grpc_tls_cert,
+            grpc_tls_key=grpc_tls_key,
+            grpc_tls_root=grpc_tls_root,
+            log_level=log_level.value,
+        )
+        arguments = options.arguments(repository)
         signal.signal(signal.SIGTERM, interrupt)
         if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(signal.SIGHUP, interrupt)
@@ -63,7 +127,9 @@ def serve(
             grpc_port=grpc_port,
             metrics_port=metrics_port,
             log=lambda line: typer.echo(line, err=True),
-            options=context.args,
+            options=[*arguments, *context.args],
+            models=options.models(repository),
+            health_headers=options.health_headers,
             ready_timeout_s=ready_timeout,
             drain_timeout_s=drain_timeout,
         )

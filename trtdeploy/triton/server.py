@@ -15,13 +15,14 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from trtdeploy.errors import ServerError, UsageError
 from trtdeploy.triton.installation import Installation
 from trtdeploy.triton.repository import model_names
+from trtdeploy.triton.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class TritonServer:
         metrics_port: Port of the metrics endpoint.
         log: Called with every line that the server prints.
         options: Further options, handed to tritonserver as they are.
+        models: The models that it loads, for people; all that the repository holds if None.
+        health_headers: What HTTP requests for the server's health must carry, where the options restrict them.
         ready_timeout_s: How long all models may take to become ready.
         drain_timeout_s: How long running requests may take when the server is stopped.
     """
@@ -60,11 +63,14 @@ class TritonServer:
         metrics_port: int = 8002,
         log: Callable[[str], None] | None = None,
         options: Sequence[str] = (),
+        models: Sequence[str] | None = None,
+        health_headers: Mapping[str, str] | None = None,
         ready_timeout_s: float = 120.0,
         drain_timeout_s: float = 30.0,
     ) -> None:
         self.repository = Path(repository)
-        self.models = model_names(self.repository)
+        self.models = model_names(self.repository) if models is None else list(models)
+        self._health_headers = dict(health_headers or {})
         self.installation = installation
         self.host = host
         self.http_port, self.grpc_port, self.metrics_port = _claim_ports(host, (http_port, grpc_port, metrics_port))
@@ -73,6 +79,7 @@ class TritonServer:
         self._ready_timeout_s = ready_timeout_s
         self._drain_timeout_s = drain_timeout_s
         self._process: subprocess.Popen[str] | None = None
+        self._watchdog: Watchdog | None = None
         self._reader: threading.Thread | None = None
         self._last_lines: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
 
@@ -115,6 +122,7 @@ class TritonServer:
         except OSError as error:
             raise ServerError(f"{self.installation.binary} cannot be started: {error}.") from error
         try:
+            self._watchdog = Watchdog(self._process.pid, grace_s=self._drain_timeout_s)
             self._reader = threading.Thread(target=self._pass_log_on, args=(self._process,), daemon=True)
             self._reader.start()
             self._wait_until_ready()
@@ -177,6 +185,8 @@ class TritonServer:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if self._watchdog is not None:
+                self._watchdog.end()
             if self._reader is not None:
                 self._reader.join(timeout=5)
             if process.stdout is not None:
@@ -208,7 +218,8 @@ class TritonServer:
 
     def _is_ready(self) -> bool:
         try:
-            with _DIRECT.open(f"{self.http_url}/v2/health/ready", timeout=2) as answer:
+            request = urllib.request.Request(f"{self.http_url}/v2/health/ready", headers=self._health_headers)
+            with _DIRECT.open(request, timeout=2) as answer:
                 return bool(answer.status == 200)
         except (OSError, http.client.HTTPException):
             return False

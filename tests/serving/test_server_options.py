@@ -1,0 +1,93 @@
+"""What `trtdeploy serve` makes of its options, and which it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtdeploy.errors import RepositoryError, UsageError
+from trtdeploy.plan import Plan
+from trtdeploy.triton.pipeline import package_pipeline
+from trtdeploy.triton.repository import package
+from trtdeploy.triton.server_options import ServerOptions
+
+pytest.importorskip("tritonclient.grpc")
+
+
+@pytest.fixture(scope="module")
+def repository(qdq_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("options") / "models"
+    package(qdq_plan.path, folder, "plain")
+    package_pipeline(qdq_plan.path, folder, "whole")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, []),
+        ({"log_level": "verbose"}, ["--log-verbose=1"]),
+        ({"log_level": "error"}, ["--log-info=false", "--log-warning=false"]),
+        ({"explicit": True}, ["--model-control-mode=explicit", "--load-model=*"]),
+        ({"explicit": True, "load": ["plain"]}, ["--model-control-mode=explicit", "--load-model=plain"]),
+        (
+            {"restrict": ["health,trace:key=value=x"]},
+            ["--http-restricted-api=health,trace:key=value=x", "--grpc-restricted-protocol=health,trace:key=value=x"],
+        ),
+        (
+            {"ensemble": True, "restrict": ["model-repository:key=value"]},
+            [
+                "--model-control-mode=explicit",
+                "--load-model=whole_pipeline",
+                "--http-restricted-api=model-repository:key=value",
+                "--grpc-restricted-protocol=model-repository:key=value",
+            ],
+        ),
+    ],
+)
+def test_arguments_of_the_server(options: dict[str, Any], expected: list[str], repository: Path) -> None:
+    assert ServerOptions(**options).arguments(repository) == expected
+
+
+def test_loading_is_sealed_where_only_ensembles_were_asked_for(repository: Path) -> None:
+    sealed = [ServerOptions(ensemble=True).arguments(repository)[-1] for _ in range(2)]
+    assert all(text.startswith("--grpc-restricted-protocol=model-repository:") for text in sealed)
+    assert sealed[0] != sealed[1]
+
+
+def test_a_client_certificate_is_asked_for_where_authorities_are_given(repository: Path, tmp_path: Path) -> None:
+    for name in ("cert", "key", "root"):
+        (tmp_path / name).touch()
+    options = {f"grpc_tls_{name}": tmp_path / name for name in ("cert", "key", "root")}
+    arguments = ServerOptions(**options).arguments(repository)
+    assert "--grpc-use-ssl-mutual=true" in arguments
+    assert f"--grpc-root-cert={tmp_path / 'root'}" in arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"load": ["plain"]}, UsageError, "--explicit"),
+        ({"load": ["absent"], "explicit": True}, RepositoryError, "no model absent"),
+        ({"load": ["plain"], "explicit": True, "ensemble": True}, UsageError, "both choose"),
+        ({"restrict": ["health"]}, UsageError, "APIS:KEY=VALUE"),
+        ({"restrict": ["healthy:key=secret"]}, UsageError, "healthy"),
+        ({"restrict": ["health:key="]}, UsageError, "APIS:KEY=VALUE"),
+        ({"grpc_tls_cert": Path("absent")}, UsageError, "both a certificate and its key"),
+        ({"grpc_tls_cert": Path("absent"), "grpc_tls_key": Path("absent")}, UsageError, "no file absent"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    options: dict[str, Any], kind: type[Exception], words: str, repository: Path
+) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        ServerOptions(**options).arguments(repository)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_repository_without_ensembles_has_none_to_serve(qdq_plan: Plan, tmp_path: Path) -> None:
+    package(qdq_plan.path, tmp_path / "models", "plain")
+    with pytest.raises(RepositoryError, match="holds no ensemble"):
+        ServerOptions(ensemble=True).arguments(tmp_path / "models")

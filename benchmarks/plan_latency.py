@@ -23,10 +23,10 @@ import numpy as np
 import onnxruntime
 import torch
 
-from training.calibrate import fix_ranges, observing_inputs
 from training.export import trace_to_onnx
 from training.models.efficientnet import efficientnet_b0
 from training.quantization import quantize
+from training.ranges import fix_ranges, observing_inputs
 from trtdeploy import BuildConfig, Engine, build
 from trtdeploy.files import atomic_write
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
@@ -47,9 +47,9 @@ def export_models(folder: Path) -> tuple[Path, Path]:
     float_onnx, qdq_onnx = folder / "float.onnx", folder / "qdq.onnx"
     float_onnx.write_bytes(trace_to_onnx(network, (3, SIZE, SIZE), opset=17))
     quantized = quantize(network, example=noise[:1])
-    with observing_inputs(quantized):
+    with observing_inputs(quantized) as histograms:
         quantized(noise)
-    fix_ranges(quantized)
+    fix_ranges(quantized, histograms)
     qdq_onnx.write_bytes(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
     return float_onnx, qdq_onnx
 

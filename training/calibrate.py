@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from training.checkpoint import (
+    CalibrationCandidate,
     CalibrationFacts,
     Checkpoint,
     CheckpointFacts,
@@ -23,23 +25,20 @@ from training.checkpoint import (
     warn_of_other_splits,
 )
 from training.loop import score
-from training.quantization import (
-    SMALLEST_AMAX,
-    Method,
-    QuantizationSpec,
-    Quantizer,
-    largest_per_channel,
-    quantize,
-    quantized_layers,
-    quantizers,
-)
-from trtdeploy.datasets import Dataset
+from training.quantization import QuantizationSpec, Quantizer, quantize
+from training.ranges import fix_ranges, observing_inputs
+from trtdeploy.calibration import AbsHistogram, Method
+from trtdeploy.datasets import Dataset, Split
 from trtdeploy.errors import LedgerError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, map_labels
 from trtdeploy.files import sha256_bytes
 from trtdeploy.preprocessing import Preprocessing
 
 CALIBRATION_BATCH = 64
+PERCENTILES = (99.9, 99.99, 99.999)
+"""The percentiles that ``all`` tries."""
+
+MethodOrAll = Method | Literal["all"]
 
 
 def calibrate(
@@ -48,7 +47,7 @@ def calibrate(
     output: Path,
     *,
     spec: QuantizationSpec | None = None,
-    method: Method = "percentile",
+    method: MethodOrAll = "percentile",
     percentile: float = 99.99,
     images: int | None = None,
     seed: int = 0,
@@ -62,8 +61,9 @@ def calibrate(
         start: A float checkpoint. Its network is changed.
         output: The ``.safetensors`` file to write.
         spec: What is quantized; everything if None.
-        method: Activations: the largest |x|, or a percentile of all |x|. Weights always use the largest |w|.
-        percentile: Percent of the values that lie inside the range.
+        method: How the ranges of activations are found, see ``trtdeploy.calibration.amax_of``; ``all`` scores every
+            method on ``dev`` and takes the best. Weights always use the largest |w| of each output channel.
+        percentile: Percent of the values that lie inside the range; for ``percentile``, and one more try of ``all``.
         images: How many of the calibration images to use, drawn with ``seed``; all if None.
         seed: Decides which.
         split_seed: The one that the dataset was opened with.
@@ -83,25 +83,22 @@ def calibrate(
         raise UsageError(f"--images {images}: the calibration split of {dataset.name} has {len(split)} images.")
     warn_of_other_splits(start, dataset)
     preprocessing = start.facts.preprocessing
-    chosen = np.arange(len(split))
-    if images is not None:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(split), size=images, replace=False))
+    chosen = _draw(len(split), images, seed)
     spec = spec or QuantizationSpec()
     model = quantize(start.model.eval(), spec, example=torch.zeros(1, *preprocessing.sample_shape))
+    histograms, pixels_sha256 = _observe(model, split, chosen, preprocessing, progress)
 
-    parts = np.array_split(chosen, range(CALIBRATION_BATCH, len(chosen), CALIBRATION_BATCH))
-    done = 0
-    pixels = hashlib.sha256()
-    with observing_inputs(model, method=method):
-        for part in parts:
-            decoded = split.pixels(preprocessing, part)
-            pixels.update(decoded.tobytes())
-            inputs = preprocessing.normalise(decoded)
-            model(torch.from_numpy(inputs).to(memory_format=torch.channels_last))
-            done += len(part)
-            if progress:
-                progress(done, len(chosen))
-    clamped = fix_ranges(model, percentile=percentile)
+    def dev_score() -> DevMetrics:
+        return _score(model, dataset, preprocessing, start.facts.labels)
+
+    candidates: tuple[CalibrationCandidate, ...] = ()
+    if method == "all":
+        candidates = tuple(
+            _try(model, histograms, candidate, value, dev_score) for candidate, value in _tries(percentile)
+        )
+        best = max(candidates, key=lambda candidate: (candidate.dev.top1, -candidate.dev.loss))
+        method, percentile = best.method, best.percentile or percentile
+    clamped = fix_ranges(model, histograms, method=method, percentile=percentile)
     ids = sorted(split.ids[index] for index in chosen)
     facts = CheckpointFacts(
         kind="ptq",
@@ -116,67 +113,65 @@ def calibrate(
             images=len(ids),
             seed=seed,
             image_ids_sha256=sha256_bytes("\n".join(ids).encode()),
-            pixels_sha256=pixels.hexdigest(),
+            pixels_sha256=pixels_sha256,
             clamped_ranges=clamped,
+            candidates=candidates,
         ),
         quantization=spec,
-        dev=_score(model, dataset, preprocessing, start.facts.labels),
+        dev=best.dev if candidates else dev_score(),
         parent_sha256=start.sha256,
     )
     sha256 = save_checkpoint(output, model.state_dict(), facts)
     return SavedCheckpoint(path=output, sha256=sha256, facts=facts, seconds=time.perf_counter() - started)
 
 
-@contextmanager
-def observing_inputs(model: nn.Module, *, method: Method = "max") -> Iterator[None]:
-    """Run the network in float while every quantizer of an activation shows what passes to its calibrator."""
-    for _, quantizer in quantizers(model):
-        quantizer.disable_quant()
-    activations = _activations(model)
-    for quantizer in activations:
-        quantizer.calibrate_by(method)
-        quantizer.enable_calib()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for quantizer in activations:
-            quantizer.disable_calib()
-        for _, quantizer in quantizers(model):
-            quantizer.enable_quant()
+def _draw(available: int, images: int | None, seed: int) -> NDArray[np.int64]:
+    chosen = np.arange(available)
+    if images is not None:
+        chosen = np.sort(np.random.default_rng(seed).choice(available, size=images, replace=False))
+    return chosen
 
 
-def fix_ranges(model: nn.Module, *, percentile: float = 99.99) -> int:
-    """Turn what the calibrators saw into ranges.
-
-    Args:
-        model: A quantized network after ``observing_inputs``.
-        percentile: Of the calibrators that take one.
-
-    Returns:
-        How many ranges were 0, because a tensor never varied or a channel is dead, and are tiny now.
-
-    Raises:
-        QuantizationError: A layer never ran, or a range is not finite.
-    """
-    clamped = 0
-    found = [(quantizer, quantizer.computed_amax(percentile=percentile)) for quantizer in _activations(model)]
-    found += [(layer.weight_quantizer, largest_per_channel(layer)) for layer in quantized_layers(model)]
-    for quantizer, amax in found:
-        if amax is None:
-            raise QuantizationError(
-                f"{quantizer.label} was never computed during calibration, so it has no range.",
-                hint="Remove layers that the network does not run from the model.",
-            )
-        if not bool(torch.isfinite(amax).all()):
-            raise QuantizationError(f"The range of {quantizer.label} is not finite.")
-        clamped += int((amax < SMALLEST_AMAX).sum())
-        quantizer.set_amax(amax.clamp(min=SMALLEST_AMAX))
-    return clamped
+def _observe(
+    model: nn.Module,
+    split: Split,
+    chosen: NDArray[np.int64],
+    preprocessing: Preprocessing,
+    progress: Progress | None,
+) -> tuple[dict[Quantizer, AbsHistogram], str]:
+    """Run the chosen images through the network once; return the histograms and the digest of the pixels."""
+    pixels = hashlib.sha256()
+    done = 0
+    with observing_inputs(model) as histograms:
+        for part in np.array_split(chosen, range(CALIBRATION_BATCH, len(chosen), CALIBRATION_BATCH)):
+            decoded = split.pixels(preprocessing, part)
+            pixels.update(decoded.tobytes())
+            model(_as_input(decoded, preprocessing))
+            done += len(part)
+            if progress:
+                progress(done, len(chosen))
+    return histograms, pixels.hexdigest()
 
 
-def _activations(model: nn.Module) -> list[Quantizer]:
-    return [quantizer for _, quantizer in quantizers(model) if quantizer.of_activation]
+def _as_input(decoded: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+    return torch.from_numpy(preprocessing.normalise(decoded)).to(memory_format=torch.channels_last)
+
+
+def _tries(percentile: float) -> list[tuple[Method, float | None]]:
+    """Return what ``all`` tries: each method with its percentile, if it takes one."""
+    percentiles = sorted({*PERCENTILES, percentile})
+    return [("max", None), *(("percentile", value) for value in percentiles), ("mse", None), ("entropy", None)]
+
+
+def _try(
+    model: nn.Module,
+    histograms: Mapping[Quantizer, AbsHistogram],
+    method: Method,
+    percentile: float | None,
+    dev_score: Callable[[], DevMetrics],
+) -> CalibrationCandidate:
+    fix_ranges(model, histograms, method=method, percentile=percentile or 100.0)
+    return CalibrationCandidate(method=method, percentile=percentile, dev=dev_score())
 
 
 def _score(model: nn.Module, dataset: Dataset, preprocessing: Preprocessing, labels: Sequence[str]) -> DevMetrics:

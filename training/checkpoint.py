@@ -18,9 +18,10 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from training.models import DEFAULT_MODEL, create_model
-from training.quantization import Method, QuantizationSpec, quantize, reserve_ranges
+from training.quantization import QuantizationSpec, quantize, reserve_ranges
 from training.weights import read_metadata, read_safetensors, read_torch, refuse_non_finite, shown
 from trtdeploy import __version__
+from trtdeploy.calibration import Method
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import CheckpointError
 from trtdeploy.files import atomic_write, sha256_file
@@ -45,7 +46,10 @@ class DatasetFacts(_Facts):
 
 
 class TrainingFacts(_Facts):
-    """How the weights were last trained. ``best_epoch`` 0 means that training improved on nothing it started from."""
+    """How the weights were last trained. ``best_epoch`` 0 means that training improved on nothing it started from.
+
+    ``ranges`` says what became of the ranges of a quantized network. ``teacher_*`` are those of distillation.
+    """
 
     images: int
     epochs: int
@@ -54,6 +58,30 @@ class TrainingFacts(_Facts):
     learning_rate: float
     seed: int
     best_epoch: int
+    ranges: Literal["frozen", "learned"] | None = None
+    teacher_sha256: str | None = None
+    teacher_weight: float | None = None
+    teacher_temperature: float | None = None
+
+
+class DevMetrics(_Facts):
+    """Score on the dev split: top-1 in percent and mean cross-entropy in nats.
+
+    Against a teacher, where there were no labels: agreement in percent and mean divergence in nats.
+    """
+
+    top1: float
+    loss: float
+    n: int
+    against: Literal["labels", "teacher"] = "labels"
+
+
+class CalibrationCandidate(_Facts):
+    """A method that was tried for the ranges of activations, and its score on dev."""
+
+    method: Method
+    percentile: float | None
+    dev: DevMetrics
 
 
 class CalibrationFacts(_Facts):
@@ -62,6 +90,8 @@ class CalibrationFacts(_Facts):
     Attributes:
         image_ids_sha256: Over the sorted identifiers, one per line.
         pixels_sha256: Over the decoded pixels, uint8, in the order of the dataset; None if it was not recorded.
+        clamped_ranges: How many ranges were 0 and are tiny now.
+        candidates: What was tried where the method was to be the best of all; the ranges are those of the best.
     """
 
     method: Method
@@ -71,14 +101,7 @@ class CalibrationFacts(_Facts):
     image_ids_sha256: str
     pixels_sha256: str | None = None
     clamped_ranges: int
-
-
-class DevMetrics(_Facts):
-    """Score on the dev split: top-1 in percent and mean cross-entropy in nats."""
-
-    top1: float
-    loss: float
-    n: int
+    candidates: tuple[CalibrationCandidate, ...] = ()
 
 
 class CheckpointFacts(_Facts):
@@ -152,6 +175,7 @@ def load_checkpoint(
     model: str | None = None,
     image_size: int | None = None,
     dataset: Dataset | None = None,
+    like: CheckpointFacts | None = None,
 ) -> Checkpoint:
     """Load any checkpoint strictly: every key must be there, and no other.
 
@@ -160,6 +184,7 @@ def load_checkpoint(
         model: What the network is, for a checkpoint that does not say so.
         image_size: Side of its square input in pixels, likewise.
         dataset: Gives the labels, likewise.
+        like: What such a float checkpoint is taken to be, in place of all the options.
 
     Raises:
         CheckpointError: The file is missing, corrupt, unsafe to load or does not fit; the message names it.
@@ -173,7 +198,11 @@ def load_checkpoint(
     else:
         state, text = read_torch(path), None
     refuse_non_finite(path, state)
-    if text is None:
+    if text is None and like is not None:
+        facts = CheckpointFacts(
+            kind="float", model=like.model, labels=like.labels, preprocessing=like.preprocessing
+        )
+    elif text is None:
         facts = _facts_from_options(path, model=model, image_size=image_size, dataset=dataset)
     else:
         facts = _parse_facts(path, text)

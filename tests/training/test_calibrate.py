@@ -8,17 +8,19 @@ import torch
 from tiny_model import tiny
 from torch import nn
 
-from training.calibrate import calibrate, fix_ranges, observing_inputs
+from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.quantization import SMALLEST_AMAX, quantize, quantized_layers
+from training.quantization import SMALLEST_AMAX, quantize, quantized_layers, quantizers
+from training.ranges import fix_ranges, observing_inputs
+from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
 from trtdeploy.errors import QuantizationError, UsageError
 
 
 def ranges_after(network, images, **options):
     network = quantize(network.eval(), example=images[:1])
-    with observing_inputs(network, method=options.pop("calibrator", "max")):
+    with observing_inputs(network) as histograms:
         network(images)
-    clamped = fix_ranges(network, **options)
+    clamped = fix_ranges(network, histograms, **options)
     assert torch.isfinite(network(images)).all()
     return clamped, [(layer.input_quantizer.amax, layer.weight_quantizer.amax) for layer in quantized_layers(network)]
 
@@ -39,8 +41,50 @@ def test_maximum_per_tensor_and_per_output_channel():
 def test_a_percentile_clips_the_outlier():
     images = torch.rand(100, 1, 10, 10)
     images[0, 0, 0, 0] = 1000.0
-    _, [(amax, _)] = ranges_after(nn.Sequential(nn.Conv2d(1, 2, 3)), images, calibrator="percentile", percentile=99.9)
+    _, [(amax, _)] = ranges_after(nn.Sequential(nn.Conv2d(1, 2, 3)), images, method="percentile", percentile=99.9)
     assert amax.item() == pytest.approx(np.percentile(images.numpy(), 99.9), abs=1000 / 8192)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_range_of_every_tensor_is_the_methods_over_all_batches_together(method, layout):
+    torch.manual_seed(0)
+    network = quantize(tiny(10).eval(), example=torch.zeros(1, 3, 16, 16))
+    batches = [torch.randn(4, 3, 16, 16) * scale for scale in (0.1, 3.0, 1.0)]
+    seen = {}
+    for name, quantizer in quantizers(network):
+        if quantizer.of_activation:
+            quantizer.register_forward_pre_hook(
+                lambda _, inputs, name=name: seen.setdefault(name, []).append(inputs[0].numpy().copy())
+            )
+    with observing_inputs(network) as histograms:
+        for batch in batches:
+            network(batch.to(memory_format=layout))
+    fix_ranges(network, histograms, method=method, percentile=99.0)
+    assert len(seen) == len(histograms) == 4
+    ranges = set()
+    for name, parts in seen.items():
+        together = AbsHistogram()
+        together.add(np.concatenate(parts))
+        assert together.n == sum(part.size for part in parts)
+        assert network.get_submodule(name).amax.item() == np.float32(amax_of(together, method, percentile=99.0))
+        ranges.add(network.get_submodule(name).amax.item())
+    assert len(ranges) == 4
+
+
+def test_observing_leaves_the_network_as_it_was():
+    network = quantize(tiny(10).eval(), example=torch.zeros(1, 3, 16, 16))
+    layers = list(quantized_layers(network))
+    layers[0].weight_quantizer.disable()
+    images = torch.randn(4, 3, 16, 16)
+    with observing_inputs(network) as histograms:
+        network(images)
+    before = {quantizer: histogram.n for quantizer, histogram in histograms.items()}
+    assert not layers[0].weight_quantizer.enabled
+    assert all(quantizer.enabled for quantizer in histograms)
+    fix_ranges(network, histograms)
+    network(images)
+    assert {quantizer: histogram.n for quantizer, histogram in histograms.items()} == before
 
 
 def test_dead_channels_and_constant_tensors_get_a_tiny_range_and_are_counted():
@@ -54,17 +98,15 @@ def test_dead_channels_and_constant_tensors_get_a_tiny_range_and_are_counted():
         assert (amax / 127 > 0).all()
 
 
-@pytest.mark.parametrize("calibrator", ["max", "percentile"])
-def test_values_that_are_not_finite_are_named(calibrator):
+def test_values_that_are_not_finite_are_named():
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1))
     with torch.no_grad():
         network[0].bias.fill_(float("inf"))
     with pytest.raises(QuantizationError, match=r"1\.input"):
-        ranges_after(network, torch.rand(2, 1, 4, 4), calibrator=calibrator)
+        ranges_after(network, torch.rand(2, 1, 4, 4))
 
 
-@pytest.mark.parametrize("calibrator", ["max", "percentile"])
-def test_a_layer_that_never_runs_is_named(calibrator):
+def test_a_layer_that_never_runs_is_named():
     class Idle(nn.Module):
         def __init__(self):
             super().__init__()
@@ -75,7 +117,7 @@ def test_a_layer_that_never_runs_is_named(calibrator):
             return self.used(x)
 
     with pytest.raises(QuantizationError, match=r"idle\.input was never computed"):
-        ranges_after(Idle(), torch.rand(3, 2), calibrator=calibrator)
+        ranges_after(Idle(), torch.rand(3, 2))
 
 
 def test_the_checkpoint_says_how_it_was_calibrated(digits, float_file, tmp_path):

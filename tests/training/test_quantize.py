@@ -10,7 +10,6 @@ from tiny_model import OddConv, nothing_to_quantize, tiny
 from torch import nn
 
 from training.quantization import (
-    ExactHistogramCalibrator,
     Quantizer,
     quantize,
     quantized_layers,
@@ -103,30 +102,6 @@ def test_gradients_pass_where_values_are_inside_the_range():
 def test_without_a_range_nothing_is_quantized_by_chance():
     with pytest.raises(QuantizationError, match=r"stem\.input has no range"):
         Quantizer("stem.input", axis=None)(torch.ones(3))
-
-
-@pytest.mark.parametrize("percentile", [50.0, 99.0, 99.99])
-def test_a_percentile_is_numpys_within_one_bin(percentile):
-    generator = np.random.default_rng(0)
-    # the range grows from batch to batch, from nearly nothing, and the first batch is all zeros
-    parts = [np.zeros(10_000), *(generator.normal(0, s, 50_000) for s in (1e-6, 0.1, 1.0, 5.0))]
-    calibrator = ExactHistogramCalibrator()
-    for part in parts:
-        calibrator.collect(torch.from_numpy(part).float())
-    everything = np.abs(np.concatenate(parts))
-    expected = np.percentile(everything, percentile)
-    assert calibrator.compute_amax(percentile=percentile).item() == pytest.approx(
-        expected, abs=1.01 * everything.max() / 8192
-    )
-
-
-def test_counts_beyond_single_precision_are_exact():
-    calibrator = ExactHistogramCalibrator()
-    calibrator.collect(torch.tensor([0.5, 1.0]))
-    calibrator._counts[8191] += 1 << 40
-    before = int(calibrator._counts.sum())
-    calibrator.collect(torch.full((100,), 0.25))
-    assert int(calibrator._counts.sum()) == before + 100
 
 
 def test_importing_leaves_logging_and_the_library_as_they_were():

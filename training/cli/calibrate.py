@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,11 @@ from training.cli.options import (
     SplitSeed,
 )
 from training.cli.reporting import check_suffix, report, score_and_record
+from trtdeploy.cli.console import Output as Stdout
 from trtdeploy.cli.console import door
+
+if TYPE_CHECKING:
+    from training.checkpoint import CalibrationFacts
 
 
 def calibrate(
@@ -29,9 +33,14 @@ def calibrate(
     output: Output,
     data: Data = "digits",
     method: Annotated[
-        CalibrationMethod, typer.Option("--method", help="Range of activations: largest |x|, or a percentile of |x|.")
+        CalibrationMethod,
+        typer.Option("--method", help="How the ranges of activations are found; all: the best of all on dev."),
     ] = CalibrationMethod.percentile,
     percentile: Annotated[float, typer.Option("--percentile", help="Percent of all |x| inside the range.")] = 99.99,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option("--skip", help="Leave layers of such names in float, for example 'features.0.*'; repeatable."),
+    ] = None,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Use so many of the calibration images (default: all).")
     ] = None,
@@ -45,6 +54,7 @@ def calibrate(
     """Quantize a float checkpoint to INT8 without training (PTQ)."""
     with door(), Display() as display:
         from training.calibrate import calibrate as run
+        from training.quantization import QuantizationSpec
         from training.recording import has_stage
 
         check_suffix(output, ".safetensors")
@@ -59,6 +69,7 @@ def calibrate(
                 dataset,
                 start,
                 output,
+                spec=QuantizationSpec(skip=tuple(skip or ())),
                 method=method.value,
                 percentile=percentile,
                 images=images,
@@ -67,3 +78,17 @@ def calibrate(
                 progress=display.images("calibrating"),
             )
             report(saved, dataset, "calibrate", ledger, display, as_json=as_json)
+            if not as_json and saved.facts.calibration is not None and saved.facts.calibration.candidates:
+                _print_candidates(saved.facts.calibration)
+
+
+def _print_candidates(facts: CalibrationFacts) -> None:
+    from rich.table import Table
+
+    table = Table("method", "dev top-1 %", "dev loss", "", box=None, pad_edge=False)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for tried in facts.candidates:
+        name = tried.method if tried.percentile is None else f"{tried.method} {tried.percentile:g}"
+        chosen = (tried.method, tried.percentile) == (facts.method, facts.percentile)
+        table.add_row(name, f"{tried.dev.top1:.2f}", f"{tried.dev.loss:.4f}", "chosen" if chosen else "")
+    Stdout().print(table)

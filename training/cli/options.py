@@ -14,6 +14,9 @@ class CalibrationMethod(str, Enum):
 
     max = "max"
     percentile = "percentile"
+    mse = "mse"
+    entropy = "entropy"
+    all = "all"
 
 
 class ScoredStage(str, Enum):
@@ -22,6 +25,21 @@ class ScoredStage(str, Enum):
     float = "float"
     ptq = "ptq"
     qat = "qat"
+
+
+class RangeTraining(str, Enum):
+    """What becomes of the ranges during QAT."""
+
+    frozen = "frozen"
+    learned = "learned"
+
+
+class DeviceName(str, Enum):
+    """Where training runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 class ScoredSplit(str, Enum):
@@ -62,3 +80,28 @@ LedgerFile = Annotated[
     Path | None, typer.Option("--ledger", help="Score the test split too and record it in this accuracy ledger.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object of facts on stdout.")]
+Ranges = Annotated[
+    RangeTraining,
+    typer.Option("--ranges", help="Learn the ranges together with the weights, or leave them as they are."),
+]
+Teacher = Annotated[
+    Path | None, typer.Option("--teacher", help="Float checkpoint whose answers are learned too (distillation).")
+]
+TeacherWeight = Annotated[
+    float | None,
+    typer.Option("--teacher-weight", help="Share of the teacher in the loss, above 0 and at most 1 (default: 0.5)."),
+]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", help="Divides the logits of teacher and student (default: 2).")
+]
+DistillOnly = Annotated[
+    bool, typer.Option("--distill-only", help="Learn from the teacher alone; labels are not read, and need not exist.")
+]
+Device = Annotated[DeviceName, typer.Option("--device", help="Where to train; auto takes a GPU if there is one.")]
+Amp = Annotated[
+    bool, typer.Option("--amp", help="Compute in bfloat16 where the device has it; ranges and codes stay in float32.")
+]
+WorkerTimeout = Annotated[
+    float,
+    typer.Option("--worker-timeout", min=1, help="Seconds that a process started by torchrun waits for the others."),
+]

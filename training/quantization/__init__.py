@@ -5,8 +5,6 @@ from training.quantization.layers import QuantizedLayer, largest_per_channel
 from training.quantization.quantizer import (
     INT8_BOUND,
     SMALLEST_AMAX,
-    ExactHistogramCalibrator,
-    Method,
     Quantizer,
     quantizers,
 )
@@ -15,8 +13,6 @@ from training.quantization.spec import QuantizationSpec
 __all__ = [
     "INT8_BOUND",
     "SMALLEST_AMAX",
-    "ExactHistogramCalibrator",
-    "Method",
     "QuantizationSpec",
     "QuantizedLayer",
     "Quantizer",

@@ -1,0 +1,102 @@
+"""The ranges of a quantized network: watch what passes its quantizers, then fix each range by a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.quantization import SMALLEST_AMAX, Quantizer, largest_per_channel, quantized_layers, quantizers
+from trtdeploy.calibration import AbsHistogram, Method, amax_of
+from trtdeploy.errors import QuantizationError
+
+
+@contextmanager
+def quantizers_off(model: nn.Module) -> Iterator[None]:
+    """Let the network compute in float; those quantizers that were on are on again afterwards."""
+    switched = [quantizer for _, quantizer in quantizers(model) if quantizer.enabled]
+    for quantizer in switched:
+        quantizer.disable()
+    try:
+        yield
+    finally:
+        for quantizer in switched:
+            quantizer.enable()
+
+
+@contextmanager
+def observing_inputs(model: nn.Module) -> Iterator[dict[Quantizer, AbsHistogram]]:
+    """Run the network in float while every quantizer of an activation counts what passes.
+
+    A quantizer that several readers share, such as that of concatenated tensors, has one histogram of all it sees.
+
+    Yields:
+        A histogram for each quantizer of an activation; they fill while the network runs inside the context.
+
+    Raises:
+        QuantizationError: While it runs: a value is not finite; the message names the tensor.
+    """
+    histograms = {quantizer: AbsHistogram() for _, quantizer in quantizers(model) if quantizer.of_activation}
+    hooks = [
+        quantizer.register_forward_pre_hook(_counting(quantizer.label, histogram))
+        for quantizer, histogram in histograms.items()
+    ]
+    try:
+        with quantizers_off(model), torch.no_grad():
+            yield histograms
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def fix_ranges(
+    model: nn.Module,
+    histograms: Mapping[Quantizer, AbsHistogram],
+    *,
+    method: Method = "max",
+    percentile: float = 99.99,
+) -> int:
+    """Give every quantizer its range: activations by ``method``, weights the largest |w| of each output channel.
+
+    Args:
+        model: A quantized network.
+        histograms: What ``observing_inputs`` yielded, after the network ran.
+        method: See ``trtdeploy.calibration.amax_of``.
+        percentile: Of the method of that name.
+
+    Returns:
+        How many ranges were 0, because a tensor never varied or a channel is dead, and are tiny now.
+
+    Raises:
+        QuantizationError: A layer never ran, or a range is not finite.
+    """
+    found = []
+    for quantizer, histogram in histograms.items():
+        if not histogram.n:
+            raise QuantizationError(
+                f"{quantizer.label} was never computed during calibration, so it has no range.",
+                hint="Remove layers that the network does not run from the model.",
+            )
+        found.append((quantizer, torch.tensor(amax_of(histogram, method, percentile=percentile))))
+    found += [(layer.weight_quantizer, largest_per_channel(layer)) for layer in quantized_layers(model)]
+    clamped = 0
+    for quantizer, amax in found:
+        if not bool(torch.isfinite(amax).all()):
+            raise QuantizationError(f"The range of {quantizer.label} is not finite.")
+        clamped += int((amax < SMALLEST_AMAX).sum())
+        quantizer.set_amax(amax.clamp(min=SMALLEST_AMAX))
+    return clamped
+
+
+def _counting(label: str, histogram: AbsHistogram) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        try:
+            # In any layout: numpy walks a channels-last tensor in the order of its memory, without a copy.
+            histogram.add(inputs[0].detach().float().cpu().numpy())
+        except QuantizationError as error:
+            raise QuantizationError(f"Calibration of {label}: {error.message}", hint=error.hint) from error
+
+    return count

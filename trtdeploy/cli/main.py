@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 import trtdeploy
-from trtdeploy.cli import build, cache, doctor, ledger, lint, plans, quickstart, repository, serving, validate
+from trtdeploy.cli import (
+    build,
+    cache,
+    doctor,
+    ledger,
+    lint,
+    plans,
+    quantize,
+    quickstart,
+    repository,
+    serving,
+    validate,
+    versions,
+)
 from trtdeploy.cli.console import interrupt, show_warnings
 
 app = typer.Typer(
@@ -20,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (quickstart, doctor, lint, build, plans, cache, repository, serving, validate, ledger):
+for module in (quickstart, doctor, quantize, lint, build, plans, cache, repository, versions, serving, validate, ledger):
     module.register(app)
 
 

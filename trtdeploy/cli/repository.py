@@ -1,68 +1,202 @@
-"""``trtdeploy package``."""
+"""``trtdeploy package`` and ``publish``: a plan goes into a model repository."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trtdeploy.cli.console import door, print_json
+from trtdeploy.errors import GateError, UsageError
+
+if TYPE_CHECKING:
+    from trtdeploy.plan import Manifest
+    from trtdeploy.tensors import Array
+    from trtdeploy.triton.config import DeviceMemory, PackageOptions
+    from trtdeploy.triton.deployed import Comparison
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+PlanFile = Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")]
+Name = Annotated[str, typer.Option("--name", help="Model name in Triton.")]
+NewRepository = Annotated[Path, typer.Option("--repository", help="The model repository; made if it is not there.")]
+NewVersion = Annotated[int | None, typer.Option("--version", help="Version [default: the next free one].")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", dir_okay=False, help="YAML with serving options; the flags go before it.")
+]
+MaxBatchSize = Annotated[
+    int | None,
+    typer.Option("--max-batch-size", min=1, help="Largest batch [default: from the plan's profiles, else 32]."),
+]
+Instances = Annotated[
+    int | None, typer.Option("--instances", min=1, help="Copies of the model that run at a time [default: 1].")
+]
+Contexts = Annotated[
+    int | None, typer.Option("--contexts", min=1, help="Execution contexts in each instance [default: 1].")
+]
+MaxQueueDelay = Annotated[
+    int | None,
+    typer.Option(
+        "--max-queue-delay-us", min=0, help="How long a request may wait for others, in microseconds [default: 0]."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command()(package)
+    app.command()(publish)
 
 
 def package(
-    plan: Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")],
-    name: Annotated[str, typer.Option("--name", help="Model name in Triton.")],
-    repository: Annotated[Path, typer.Option("--repository", help="The model repository; made if it is not there.")],
-    version: Annotated[int | None, typer.Option("--version", help="Version [default: the next free one].")] = None,
-    max_batch_size: Annotated[
-        int | None,
-        typer.Option("--max-batch-size", min=1, help="Largest batch [default: from the plan's profiles, else 32]."),
-    ] = None,
-    instances: Annotated[int, typer.Option("--instances", min=1, help="Copies of the model that run at a time.")] = 1,
-    contexts: Annotated[int, typer.Option("--contexts", min=1, help="Execution contexts in each instance.")] = 1,
-    max_queue_delay_us: Annotated[
-        int,
-        typer.Option("--max-queue-delay-us", min=0, help="How long a request may wait for others, in microseconds."),
-    ] = 0,
-    ensemble: Annotated[
-        bool,
-        typer.Option("--ensemble", help="Also NAME_pipeline: JPEG or PNG bytes in, labels and probabilities out."),
+    plan: PlanFile,
+    name: Name,
+    repository: NewRepository,
+    version: NewVersion = None,
+    config: ConfigFile = None,
+    max_batch_size: MaxBatchSize = None,
+    instances: Instances = None,
+    contexts: Contexts = None,
+    max_queue_delay_us: MaxQueueDelay = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: compare with what is deployed; exit code 1 if it differs.")
     ] = False,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels NAME_pipeline answers with.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Add a plan to a Triton model repository, as a new version that appears as a whole."""
     with door():
-        from trtdeploy.triton.config import PackageOptions
-        from trtdeploy.triton.pipeline import package_pipeline
+        from trtdeploy.plan import read_manifest
+        from trtdeploy.triton.config import predicted_memory
+        from trtdeploy.triton.deployed import compare
         from trtdeploy.triton.repository import package as run
 
-        options = PackageOptions(
-            max_batch_size=max_batch_size,
-            instances=instances,
-            contexts=contexts,
-            max_queue_delay_us=max_queue_delay_us,
-        )
-        pipeline = None
-        if ensemble:
-            whole = package_pipeline(plan, repository, name, version=version, options=options, top_k=top_k)
-            packaged, pipeline = whole.model, whole.pipeline
-        else:
-            packaged = run(plan, repository, name, version=version, options=options)
+        options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)
+        if check:
+            _show_comparison(compare(plan, repository, name, options), as_json)
+            return
+        packaged = run(plan, repository, name, version=version, options=options)
+        memory = predicted_memory(read_manifest(plan), options)
         facts = {"name": packaged.name, "version": packaged.version, "folder": str(packaged.folder)}
-        if pipeline is not None:
-            facts["pipeline"] = pipeline
         if as_json:
-            print_json(facts)
+            print_json({**facts, "predicted_memory": _memory_facts(memory)})
         else:
             typer.echo(f"{packaged.folder}: version {packaged.version}")
-            if pipeline is not None:
-                typer.echo(f"{pipeline} takes image files and answers with labels")
+            typer.echo(_memory_text(memory))
+
+
+def publish(
+    plan: PlanFile,
+    name: Name,
+    repository: NewRepository,
+    version: NewVersion = None,
+    config: ConfigFile = None,
+    max_batch_size: MaxBatchSize = None,
+    instances: Instances = None,
+    contexts: Contexts = None,
+    max_queue_delay_us: MaxQueueDelay = None,
+    sample: Annotated[
+        list[str] | None,
+        typer.Option("--sample", help="NAME=FILE.npy, a known input to test a server with [default: noise]."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a version that is not served before it is promoted, and say which Triton releases load it."""
+    with door():
+        from trtdeploy.doctor.triton_releases import preflight
+        from trtdeploy.plan import read_manifest
+        from trtdeploy.triton.config import predicted_memory
+        from trtdeploy.triton.versions import active_version
+        from trtdeploy.triton.versions import publish as run
+
+        options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)
+        manifest = read_manifest(plan)
+        published = run(plan, repository, name, version=version, options=options, sample=_sample(sample, manifest))
+        memory = predicted_memory(manifest, options)
+        releases = preflight(manifest)
+        active = active_version(published.folder)
+        if as_json:
+            facts = {"name": name, "version": published.version, "folder": str(published.folder), "active": active}
+            print_json({**facts, "predicted_memory": _memory_facts(memory), "triton_releases": releases})
+            return
+        typer.echo(f"{published.folder}: version {published.version}, active is {active}")
+        typer.echo(_memory_text(memory))
+        for verdict, names in releases.items():
+            if names:
+                typer.echo(f"Triton containers, {verdict}: {', '.join(names)}")
+
+
+def _options(
+    path: Path | None,
+    max_batch_size: int | None,
+    instances: int | None,
+    contexts: int | None,
+    max_queue_delay_us: int | None,
+) -> PackageOptions:
+    from trtdeploy.triton.config import PackageOptions, read_options
+
+    flags: dict[str, Any] = {
+        "max_batch_size": max_batch_size,
+        "instances": instances,
+        "contexts": contexts,
+        "max_queue_delay_us": max_queue_delay_us,
+    }
+    if path is not None:
+        return read_options(path, **flags)
+    return PackageOptions.model_validate({key: value for key, value in flags.items() if value is not None})
+
+
+def _sample(texts: list[str] | None, manifest: Manifest) -> dict[str, Array] | None:
+    import numpy as np
+
+    if not texts:
+        return None
+    arrays: dict[str, Array] = {}
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not separator or name not in {spec.name for spec in manifest.inputs}:
+            raise UsageError(f"--sample {text!r} is not NAME=FILE.npy with an input's name.")
+        try:
+            arrays[name] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(f"--sample {path} cannot be read as a .npy file: {error}") from error
+    return arrays
+
+
+def _show_comparison(comparison: Comparison, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "same": comparison.same,
+                "config_diff": comparison.config_diff,
+                "deployed_as": list(comparison.deployed_as),
+                "active": comparison.active,
+                "findings": [str(finding) for finding in comparison.findings],
+                "predicted_memory": _memory_facts(comparison.memory),
+            }
+        )
+    else:
+        for finding in comparison.findings:
+            typer.echo(str(finding))
+        if comparison.config_diff:
+            typer.echo(comparison.config_diff)
+        typer.echo(f"this plan is version {list(comparison.deployed_as) or 'none'}; active is {comparison.active}")
+        typer.echo(_memory_text(comparison.memory))
+        typer.echo("same" if comparison.same else "different")
+    if not comparison.same:
+        raise typer.Exit(GateError.exit_code)
+
+
+def _memory_facts(memory: DeviceMemory) -> dict[str, Any]:
+    return {
+        "engine_bytes": memory.engine_bytes,
+        "copies": memory.copies,
+        "total_bytes": memory.total_bytes,
+        "reason": memory.reason,
+    }
+
+
+def _memory_text(memory: DeviceMemory) -> str:
+    return (
+        f"memory of the engines: {memory.copies} x {memory.engine_bytes / 2**20:.1f} MiB = "
+        f"{memory.total_bytes / 2**20:.1f} MiB on each device ({memory.reason})"
+    )

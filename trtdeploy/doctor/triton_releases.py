@@ -7,12 +7,44 @@ published dumps of the images' environments. Inside of a container, TRT_VERSION 
 
 from __future__ import annotations
 
+from trtdeploy.plan import Manifest
+
 TENSORRT_OF_RELEASE = {
     "25.12": "10.14.1.48",
     "26.05": "10.16.1.11",
     "26.06": "11.0.0.114",
     "26.07": "11.1.0.106",
 }
+
+
+_PARTLY_KNOWN = {"26.01": "10.14", "26.02": "", "26.03": "10.16.0", "26.04": "10.16.1", "26.08": "11.2.1"}
+"""What is known of other releases: the first numbers of their TensorRT, from images of the same month, or nothing."""
+
+
+def preflight(manifest: Manifest) -> dict[str, list[str]]:
+    """Say which releases of the Triton container load a plan.
+
+    Returns:
+        Releases by verdict, "load it", "refuse it" and "not known"; all empty for a plan that the Python backend
+        serves, which needs its runtime in the container and nothing of the release.
+    """
+    verdicts: dict[str, list[str]] = {"load it": [], "refuse it": [], "not known": []}
+    if manifest.runtime.name != "tensorrt":
+        return verdicts
+    ours = manifest.runtime.version
+    compatible = bool(manifest.build_config.get("version_compatible"))
+    loading = releases_for(ours, version_compatible=compatible)
+    for release in sorted({**TENSORRT_OF_RELEASE, **_PARTLY_KNOWN}):
+        if release in loading:
+            verdict = "load it"
+        elif release in TENSORRT_OF_RELEASE:
+            verdict = "refuse it"
+        else:
+            start = numbers(_PARTLY_KNOWN[release])
+            matches = numbers(ours)[: len(start)] == start
+            verdict = "not known" if matches or (compatible and numbers(ours) < start) else "refuse it"
+        verdicts[verdict].append(release)
+    return verdicts
 
 
 def releases_for(version: str, *, version_compatible: bool = False) -> list[str]:

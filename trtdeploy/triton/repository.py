@@ -129,11 +129,21 @@ def read_config(folder: Path) -> Any:
 
     path = folder / CONFIG_FILE
     try:
-        return text_format.Parse(path.read_text(), schema().ModelConfig())
-    except (OSError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"{path} cannot be read: {error}.") from error
+        return text_format.Parse(read_text(path), schema().ModelConfig())
     except text_format.ParseError as error:
         raise RepositoryError(f"{path} is not a Triton model configuration: {error}.") from error
+
+
+def read_text(path: Path) -> str:
+    """Return what a config file says.
+
+    Raises:
+        RepositoryError: It cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} cannot be read: {error}.") from error
 
 
 def model_names(repository: Path) -> list[str]:

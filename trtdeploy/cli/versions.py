@@ -1,0 +1,179 @@
+"""``trtdeploy promote``, ``rollback``, ``versions``, ``prune`` and ``check``: what is in a model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtdeploy.cli.console import door, finite_seconds, print_json
+from trtdeploy.errors import GateError
+
+if TYPE_CHECKING:
+    from trtdeploy.triton.history import Step
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Name = Annotated[str, typer.Option("--name", help="Model name in Triton.")]
+Repository = Annotated[Path, typer.Option("--repository", help="The model repository.")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="http://HOST:PORT of a server with explicit model control: test there, then exchange."),
+]
+LoadTimeout = Annotated[
+    float,
+    typer.Option("--timeout", min=0.001, callback=finite_seconds, help="Seconds that one load on the server may take."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a config that was edited by hand.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(promote)
+    app.command()(rollback)
+    app.command()(versions)
+    app.command()(prune)
+    app.command()(check)
+
+
+def promote(
+    name: Name,
+    repository: Repository,
+    version: Annotated[int | None, typer.Option("--version", min=1, help="Version [default: the newest].")] = None,
+    url: Url = None,
+    timeout: LoadTimeout = 120.0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the one that is served; on a running server too if --url is given."""
+    with door():
+        _change("promote", name, repository, version, url, timeout, force, as_json)
+
+
+def rollback(
+    name: Name,
+    repository: Repository,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="Version [default: the one that was active before].")
+    ] = None,
+    url: Url = None,
+    timeout: LoadTimeout = 120.0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the version the one that is served that was so before."""
+    with door():
+        _change("rollback", name, repository, version, url, timeout, force, as_json)
+
+
+def _change(
+    step: Step,
+    name: str,
+    repository: Path,
+    version: int | None,
+    url: str | None,
+    timeout: float,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from trtdeploy.triton import versions as offline
+    from trtdeploy.triton.promotion import promote_live
+
+    if url is not None:
+        done = promote_live(repository, name, version, url=url, timeout_s=timeout, step=step, force=force)
+    elif step == "rollback":
+        done = offline.rollback(repository, name, version, force=force)
+    else:
+        done = offline.promote(repository, name, version, force=force)
+    if as_json:
+        print_json({"name": done.name, "version": done.version, "before": done.before, "url": url})
+    else:
+        where = f"serves on {url}" if url else "is served from the next load on"
+        typer.echo(f"{done.name}: version {done.version} {where}; before: {done.before}")
+
+
+def versions(name: Name, repository: Repository, as_json: AsJson = False) -> None:
+    """List the versions of a model, and which one is served."""
+    with door():
+        from trtdeploy.triton.versions import list_versions
+
+        listed = list_versions(repository, name)
+        if as_json:
+            print_json(
+                [
+                    {
+                        "version": entry.version,
+                        "active": entry.active,
+                        "facts": entry.facts.model_dump(mode="json") if entry.facts is not None else None,
+                    }
+                    for entry in listed
+                ]
+            )
+            return
+        for entry in listed:
+            facts = entry.facts
+            known = "packaged, not published: nothing is recorded"
+            if facts is not None:
+                latency = f"{facts.latency_ms:.2f} ms" if facts.latency_ms is not None else "not measured"
+                runtime = f"{facts.runtime['name']} {facts.runtime['version']}"
+                known = f"plan {facts.plan_sha256[:12]}, {runtime}, latency {latency}, {facts.published_at}"
+                if facts.accuracy:
+                    scores = (f"{stage} {record['top1']:.2f} %" for stage, record in facts.accuracy.items())
+                    known += ", top-1 " + ", ".join(scores)
+            typer.echo(f"{entry.version:>4} {'active' if entry.active else '      '} {known}")
+
+
+def prune(
+    name: Name,
+    repository: Repository,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="How many of the newest versions stay.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old versions; the one that is served, and the one to roll back to, stay."""
+    with door():
+        from trtdeploy.triton.versions import prune as run
+
+        gone = run(repository, name, keep=keep)
+        if as_json:
+            print_json({"removed": gone})
+        else:
+            typer.echo(f"removed: {', '.join(map(str, gone)) or 'none'}")
+
+
+def check(
+    repository: Annotated[Path, typer.Argument(help="A model repository.")],
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=0, help="GPUs of the server [default: those of this machine].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every model's config by Triton's rules, without a server; exit code 1 if it would refuse one."""
+    with door():
+        from trtdeploy.triton.config import check_config
+        from trtdeploy.triton.repository import CONFIG_FILE, model_names, read_text
+
+        found = [
+            (name, finding)
+            for name in model_names(repository)
+            for finding in check_config(read_text(repository / name / CONFIG_FILE), repository / name, gpus=gpus)
+        ]
+        if as_json:
+            print_json(
+                [
+                    {
+                        "model": name,
+                        "severity": finding.severity,
+                        "where": finding.where,
+                        "message": finding.message,
+                        "hint": finding.hint,
+                    }
+                    for name, finding in found
+                ]
+            )
+        else:
+            for name, finding in found:
+                typer.echo(f"{name}: {finding}")
+            if not found:
+                typer.echo("nothing to complain about")
+        if any(finding.severity == "error" for _, finding in found):
+            raise typer.Exit(GateError.exit_code)

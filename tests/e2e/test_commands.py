@@ -22,7 +22,21 @@ from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Plan, manifest_path, read_plan
 
 COMMANDS = [
-    *("quickstart", "doctor", "quantize", "lint", "build", "cache", "inspect", "run", "bench", "package", "serve", "validate"),
+    *(
+        "quickstart",
+        "doctor",
+        "quantize",
+        "lint",
+        "build",
+        "cache",
+        "inspect",
+        "run",
+        "bench",
+        "package",
+        "serve",
+        "validate",
+        "load",
+    ),
     "ledger",
 ]
 INPUT = "input=random"

@@ -13,6 +13,7 @@ from trtdeploy.cli import (
     cache,
     doctor,
     ledger,
+    load,
     lint,
     plans,
     quantize,
@@ -33,7 +34,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (quickstart, doctor, quantize, lint, build, plans, cache, repository, versions, serving, validate, ledger):
+for module in (
+    quickstart,
+    doctor,
+    quantize,
+    lint,
+    build,
+    plans,
+    cache,
+    repository,
+    versions,
+    serving,
+    validate,
+    load,
+    ledger,
+):
     module.register(app)
 
 

@@ -34,7 +34,7 @@ class VersionFacts(_Part):
         runtime: The library that alone loads it, and its version.
         device: What it was built for.
         accuracy: Top-1 and samples of every stage of the ledger that the plan carries.
-        latency_ms: Median latency that the build measured, of the tactic that won; None where none was measured.
+        latency_ms: Median latency that the build measured of its fastest tactic, the plan; None where none was measured.
         published_at: UTC time, ISO 8601.
     """
 
@@ -56,7 +56,7 @@ class VersionFacts(_Part):
             runtime=manifest.runtime.model_dump(),
             device=manifest.device.model_dump(),
             accuracy=manifest.ledger,
-            latency_ms=tactic.milliseconds.get(tactic.name) if tactic is not None else None,
+            latency_ms=min(tactic.milliseconds.values(), default=None) if tactic is not None else None,
             published_at=now(),
         )
 

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trtdeploy.errors import PlanCorruptError, RepositoryError
+from trtdeploy.plan import Plan
+from trtdeploy.triton.config import check_config
+from trtdeploy.triton.deployed import compare
+from trtdeploy.triton.repository import package, versions
+from trtdeploy.triton.sample import difference, read_sample
+from trtdeploy.triton.versions import active_version, list_versions, promote, prune, publish, rollback
+
+pytest.importorskip("tritonclient.grpc")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+def no_errors(folder: Path) -> bool:
+    text = (folder / "config.pbtxt").read_text()
+    return not [finding for finding in check_config(text, folder) if finding.severity == "error"]
+
+
+def test_a_new_version_waits_until_it_is_promoted(qdq_plan: Plan, models: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m").folder
+    assert active_version(folder) == 1  # the first one: there is nothing else to serve
+    assert publish(qdq_plan.path, models, "m").version == 2
+    assert (versions(folder), active_version(folder)) == ([1, 2], 1)
+    assert promote(models, "m").before == 1
+    assert active_version(folder) == 2
+    assert rollback(models, "m").version == 1
+    assert rollback(models, "m").version == 2  # back to where we were
+    steps = [event["step"] for event in json.loads((folder / "versions.json").read_text())["events"]]
+    assert steps == ["publish", "publish", "promote", "rollback", "rollback"]
+    assert no_errors(folder)
+
+
+def test_a_packaged_model_can_be_published_to(qdq_plan: Plan, models: Path) -> None:
+    folder = package(qdq_plan.path, models, "m").folder
+    publish(qdq_plan.path, models, "m")
+    assert active_version(folder) == 1
+    promote(models, "m")
+    assert rollback(models, "m").version == 1
+    assert [entry.facts is None for entry in list_versions(models, "m")] == [True, False]
+
+
+def test_the_manifest_says_what_a_version_is(qdq_plan: Plan, models: Path) -> None:
+    publish(qdq_plan.path, models, "m")
+    (entry,) = list_versions(models, "m")
+    assert entry.active
+    assert entry.facts is not None
+    facts = qdq_plan.manifest
+    assert (entry.facts.plan_sha256, entry.facts.onnx_sha256) == (facts.plan_sha256, facts.onnx.sha256)
+    assert entry.facts.runtime == {"name": "onnxruntime", "version": facts.runtime.version}
+    assert facts.tactic is not None
+    assert entry.facts.latency_ms == min(facts.tactic.milliseconds.values()) > 0
+
+
+def test_a_known_sample_lies_beside_the_version(qdq_plan: Plan, models: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m").folder
+    pair = read_sample(folder / "1")
+    assert pair is not None
+    inputs, outputs = pair
+    assert inputs["input"].shape == (1, 3, 32, 32)
+    assert difference(outputs, outputs) == ""
+    assert "off by" in difference(outputs, {"logits": outputs["logits"] + 1})
+    assert "off by nan" in difference(outputs, {"logits": outputs["logits"] * float("nan")})
+    assert "shape" in difference(outputs, {"logits": outputs["logits"][:, 1:]})
+
+
+def test_pruning_keeps_what_is_served_and_what_was(qdq_plan: Plan, models: Path) -> None:
+    for _ in range(5):
+        publish(qdq_plan.path, models, "m")
+    promote(models, "m", 2)
+    assert prune(models, "m", keep=1) == [3, 4]
+    assert versions(models / "m") == [1, 2, 5]
+    assert no_errors(models / "m")
+    assert prune(models, "m", keep=1) == []
+
+
+def test_a_damaged_plan_is_not_promoted(qdq_plan: Plan, models: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m").folder
+    publish(qdq_plan.path, models, "m")
+    (folder / "2" / "engine.plan").write_bytes(b"x")
+    with pytest.raises(PlanCorruptError):
+        promote(models, "m")
+    assert active_version(folder) == 1
+
+
+def test_an_edit_by_hand_is_not_lost(qdq_plan: Plan, models: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m").folder
+    publish(qdq_plan.path, models, "m")
+    edited = (folder / "config.pbtxt").read_text() + "response_cache { enable: true }\n"
+    (folder / "config.pbtxt").write_text(edited)
+    with pytest.raises(RepositoryError, match="was edited"):
+        promote(models, "m")
+    assert (folder / "config.pbtxt").read_text() == edited
+    assert promote(models, "m", force=True).version == 2
+
+
+@pytest.mark.parametrize("name", ["../m", "a/b", "", ".."])
+def test_names_that_lead_elsewhere_are_refused(name: str, models: Path, qdq_plan: Plan) -> None:
+    for call in (
+        lambda: publish(qdq_plan.path, models, name),
+        lambda: promote(models, name),
+        lambda: rollback(models, name),
+        lambda: prune(models, name, keep=1),
+        lambda: list_versions(models, name),
+    ):
+        with pytest.raises(RepositoryError, match="cannot be a model's name"):
+            call()
+    assert not models.exists()
+
+
+def test_a_link_out_of_the_repository_is_refused(qdq_plan: Plan, models: Path, tmp_path: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m").folder
+    shutil.move(folder / "1", tmp_path / "outside")
+    (folder / "1").symlink_to(tmp_path / "outside")
+    for call in (lambda: publish(qdq_plan.path, models, "m"), lambda: promote(models, "m", 1)):
+        with pytest.raises(RepositoryError, match="leads out of the repository"):
+            call()
+
+
+def test_versions_that_are_not_there(qdq_plan: Plan, models: Path) -> None:
+    with pytest.raises(RepositoryError, match="There is no model 'm'"):
+        promote(models, "m")
+    publish(qdq_plan.path, models, "m")
+    with pytest.raises(RepositoryError, match="has no version 7"):
+        promote(models, "m", 7)
+    with pytest.raises(RepositoryError, match="no version to roll back to"):
+        rollback(models, "m")
+
+
+def test_a_plan_is_compared_with_what_is_deployed(qdq_plan: Plan, models: Path) -> None:
+    first = compare(qdq_plan.path, models, "m")
+    assert not first.same
+    assert '+name: "m"' in first.config_diff
+    folder = publish(qdq_plan.path, models, "m").folder
+    assert compare(qdq_plan.path, models, "m").same
+    text = (folder / "config.pbtxt").read_text()
+    (folder / "config.pbtxt").write_text(text.replace("count: 1", "count: 2"))
+    changed = compare(qdq_plan.path, models, "m")
+    assert not changed.same
+    assert "-  count: 2\n+  count: 1" in changed.config_diff

@@ -38,6 +38,7 @@ COMMANDS = [
         "load",
     ),
     "ledger",
+    *("publish", "promote", "rollback", "versions", "prune", "check"),
 ]
 INPUT = "input=random"
 
@@ -172,6 +173,14 @@ BAD: list[tuple[str, str]] = [
     ("package m.plan --name m --repository models --max-batch-size 64", "larger than what the plan's profiles cover"),
     ("package m.plan --name m --repository garbage", "garbage"),
     ("package m.plan --repository models", "--name"),
+    ("package m.plan --name m --repository models --config unknown.yaml", "unknown_key"),
+    ("publish m.plan --name m/../m --repository models", "cannot be a model's name"),
+    ("publish m.plan --name m --repository models --sample image=x.npy", "NAME=FILE.npy"),
+    ("promote --name m --repository models", "There is no model"),
+    ("rollback --name m --repository models", "There is no model"),
+    ("versions --name m --repository models", "There is no model"),
+    ("prune --name m --repository models", "There is no model"),
+    ("check models", "There is no model repository"),
     ("validate --data digits", "Give --url and --model"),
     ("validate --data digits --url http://127.0.0.1:1", "Give --url and --model"),
     ("validate --data digits --url ftp://127.0.0.1:1 --model m", "is not the URL of a Triton server"),
@@ -237,7 +246,29 @@ def test_the_road_from_a_model_to_a_repository_in_json(here: Path) -> None:
     points = json.loads(invoke(*bench, "--warm-up", 0, "--duration", 0.05, "--json").stdout)
     assert [(point["batch"], point["contexts"]) for point in points] == [(1, 1), (2, 1), (1, 2), (2, 2)]
     packaged = json.loads(invoke("package", "out.plan", "--name", "m", "--repository", "models", "--json").stdout)
-    assert packaged == {"name": "m", "version": 1, "folder": "models/m"}
+    assert {key: packaged[key] for key in ("name", "version", "folder")} == {
+        "name": "m",
+        "version": 1,
+        "folder": "models/m",
+    }
+    assert packaged["predicted_memory"]["total_bytes"] == Path("out.plan").stat().st_size
+    published = json.loads(invoke("publish", "out.plan", "--name", "m", "--repository", "models", "--json").stdout)
+    assert (published["version"], published["active"]) == (2, 1)
+    of_model = ("--name", "m", "--repository", "models", "--json")
+    assert json.loads(invoke("promote", *of_model).stdout) == {"name": "m", "version": 2, "before": 1, "url": None}
+    assert invoke("package", "out.plan", "--check", *of_model).exit_code == 0
+    assert json.loads(invoke("rollback", *of_model).stdout)["version"] == 1
+    assert [entry["active"] for entry in json.loads(invoke("versions", *of_model).stdout)] == [True, False]
+    assert json.loads(invoke("prune", *of_model, "--keep", 0).stdout) == {"removed": []}  # both may be needed
+    differs = invoke("package", "out.plan", "--check", *of_model, "--instances", 2)
+    assert differs.exit_code == 1
+    assert "+  count: 2" in json.loads(differs.stdout)["config_diff"]
+    assert json.loads(invoke("check", "models", "--json").stdout) == []
+    config = Path("models/m/config.pbtxt")
+    config.write_text(config.read_text().replace("KIND_CPU", "KIND_GPU"))
+    refused = invoke("check", "models", "--gpus", 1)
+    assert refused.exit_code == 1
+    assert "plan for a CPU" in refused.stdout
     validated = invoke("validate", "--data", "digits", "--plan", "out.plan", "--ledger", "l.json", "--json")
     assert json.loads(validated.stdout)["passed"] is True
     assert list(Ledger("l.json").stages) == ["plan"]
@@ -249,7 +280,7 @@ def test_what_people_read_says_the_same(here: Path) -> None:
     assert "runs_here" in invoke("inspect", "out.plan").stdout
     assert "logits float32[1, 10]" in invoke("run", "out.plan", "-i", INPUT).stdout
     assert "samples/s" in invoke("bench", "out.plan", "--warm-up", 0, "--duration", 0.05).stdout
-    assert "models/m: version 1" in invoke("package", "out.plan", "--name", "m", "--repository", "models").stdout
+    assert "models/n: version 1" in invoke("package", "out.plan", "--name", "n", "--repository", "models").stdout
 
 
 def test_a_failed_build_leaves_the_old_plan(here: Path) -> None:

@@ -1,0 +1,95 @@
+"""``trtdeploy load`` against a real tritonserver, and against nobody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from trtdeploy.cli.main import app
+from trtdeploy.plan import Plan
+from trtdeploy.triton.installation import find_tritonserver
+from trtdeploy.triton.repository import package
+from trtdeploy.triton.server import TritonServer
+
+pytest.importorskip("tritonclient.grpc")
+pytest.importorskip("pytriton")
+
+QUICK = ("--warm-up", 0, "--window", 0.1, "--max-windows", 3, "--json")
+
+
+@pytest.fixture(scope="module")
+def server(qdq_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    repository = tmp_path_factory.mktemp("load") / "models"
+    package(qdq_plan.path, repository, "digits")
+    with TritonServer(repository, find_tritonserver(), http_port=0, grpc_port=0, metrics_port=0) as running:
+        yield running
+
+
+def load(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["load", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_both_loops_and_the_server_s_own_times(scheme: str, server: TritonServer) -> None:
+    url = server.grpc_url if scheme == "grpc" else server.http_url
+    done = load("--url", url, "--model", "digits", "--concurrency", 2, "--rate", 50, "--batch-size", 2, *QUICK)
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    closed, opened = facts["points"]
+    assert (closed["concurrency"], closed["rate_per_s"], opened["rate_per_s"]) == (2, None, 50)
+    for point in (closed, opened):
+        assert point["requests"] > 0
+        assert point["samples_per_s"] == pytest.approx(2 * point["requests_per_s"])
+        assert sum(point["server_ms"].values()) >= 0.5 * point["mean_ms"]
+        assert point["server_ms"]["infer"] > 0
+
+
+def test_the_search_ends_with_a_rate_or_with_exit_code_1(server: TritonServer) -> None:
+    common = ("--url", server.grpc_url, "--model", "digits", "--data", "digits", *QUICK)
+    found = load(*common, "--slo-p99-ms", 1000)
+    assert found.exit_code == 0, found.output
+    facts = json.loads(found.stdout)["slo"]
+    assert facts["best"]["latency_ms"]["p99"]["value"] <= 1000
+    assert len(facts["tried"]) == 6
+    impossible = load(*common, "--slo-p99-ms", 0.001)
+    assert impossible.exit_code == 1
+    assert json.loads(impossible.stdout)["slo"]["best"] is None
+
+
+def test_validate_puts_the_server_s_times_into_its_report(server: TritonServer, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    arguments = ["validate", "--url", server.grpc_url, "--model", "digits", "--data", "digits", "--batch-size", "8"]
+    gates = ["--max-variation", "5", "--report", str(tmp_path / "r.html")]
+    done = CliRunner().invoke(app, [*arguments, *gates])
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "r.json").read_text())
+    assert [part["name"] for part in facts["times"]] == ["client and network", "queue", "input", "infer", "output"]
+    assert facts["times"][3]["milliseconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--url", "grpc://127.0.0.1:1", "--model", "m"], 3, "Is it running"),
+        (["--url", "ftp://127.0.0.1:1", "--model", "m"], 2, "is not the URL of a Triton server"),
+        (["--url", "grpc://127.0.0.1:1"], 2, "--model"),
+        (["--url", "grpc://127.0.0.1:1", "--model", "m", "--window", "nan"], 2, "--window"),
+        (["--url", "grpc://127.0.0.1:1", "--model", "m", "--concurrency", "0"], 2, "--concurrency"),
+    ],
+)
+def test_wrong_usage_and_absent_servers(arguments: list[str], code: int, words: str) -> None:
+    done = load(*arguments)
+    assert done.exit_code == code
+    assert words in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_batch_that_the_model_does_not_take_is_refused_first(server: TritonServer) -> None:
+    done = load("--url", server.grpc_url, "--model", "digits", "--batch-size", 33)
+    assert done.exit_code == 2
+    assert "at most 32 samples" in done.stderr

@@ -1,0 +1,156 @@
+"""``trtdeploy load``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtdeploy.cli.console import Bars, door, finite_seconds, print_json
+from trtdeploy.errors import GateError, ShapeError, UsageError
+
+if TYPE_CHECKING:
+    from trtdeploy.load import LoadPoint
+    from trtdeploy.tensors import Array
+    from trtdeploy.triton.served import ServedTarget
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+_INPUTS = 32
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(load)
+
+
+def load(
+    url: Annotated[str, typer.Option("--url", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server.")],
+    model: Annotated[str, typer.Option("--model", help="Model name on the server.")],
+    version: Annotated[str, typer.Option("--version", help="Version [default: the server's choice].")] = "",
+    concurrency: Annotated[
+        list[int] | None, typer.Option("--concurrency", min=1, max=512, help="Closed loop; may be repeated.")
+    ] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option("--rate", min=0.01, max=1e6, help="Open loop: Poisson requests per second; may be repeated."),
+    ] = None,
+    slo_p99_ms: Annotated[
+        float | None,
+        typer.Option("--slo-p99-ms", min=0.001, help="Find the highest rate whose p99 is at most this."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Take inputs from this dataset [default: random, seeded].")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per request.")] = 1,
+    warm_up: Annotated[
+        float, typer.Option("--warm-up", min=0, max=600, callback=finite_seconds, help="Seconds before it counts.")
+    ] = 1.0,
+    window: Annotated[
+        float, typer.Option("--window", min=0.05, max=600, callback=finite_seconds, help="Seconds per window.")
+    ] = 2.0,
+    max_windows: Annotated[
+        int, typer.Option("--max-windows", min=3, max=1000, help="Windows per load until it counts as not stable.")
+    ] = 10,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, callback=finite_seconds, help="Seconds that one request may take.")
+    ] = 30.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of random inputs and arrival times.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure throughput and latency of a served model under load; exit code 1 if no rate keeps --slo-p99-ms."""
+    with door(), Bars() as bars:
+        from trtdeploy.load import Arrivals, ClosedLoop, OpenLoop, WindowOptions, measure, search_rate
+        from trtdeploy.triton.client import connect
+        from trtdeploy.triton.served import ServedTarget
+
+        options = WindowOptions(warm_up_s=warm_up, window_s=window, max_windows=max_windows)
+        with connect(url, timeout_s=timeout) as client:
+            target = ServedTarget(client, model, version)
+            inputs = _inputs(target, data, batch_size, seed)
+
+            def measured(arrivals: Arrivals, label: str) -> LoadPoint:
+                return measure(
+                    lambda number: target.scores(inputs[number % len(inputs)]),
+                    arrivals,
+                    options,
+                    batch_size=batch_size,
+                    totals=target.server_totals,
+                    progress=bars.labelled(label),
+                )
+
+            levels = concurrency or ([] if rate or slo_p99_ms is not None else [1, 2, 4])
+            points = [measured(ClosedLoop(level), f"concurrency {level}") for level in levels]
+            points += [measured(OpenLoop(value, seed=seed), f"{value:g} per second") for value in rate or []]
+            slo = None
+            if slo_p99_ms is not None:
+                capacity = max(
+                    [point.requests_per_s for point in points if point.concurrency is not None]
+                    or [measured(ClosedLoop(8), "capacity").requests_per_s]
+                )
+                slo = search_rate(
+                    lambda value: measured(OpenLoop(value, seed=seed), f"{value:.1f} per second"),
+                    p99_ms=slo_p99_ms,
+                    capacity_per_s=capacity,
+                )
+        bars.finish()
+        if as_json:
+            print_json(
+                {
+                    "model": model,
+                    "version": target.version,
+                    "url": url,
+                    "batch_size": batch_size,
+                    "points": [point.model_dump(mode="json") for point in points],
+                    "slo": slo.model_dump(mode="json") if slo is not None else None,
+                }
+            )
+        else:
+            for point in [*points, *(slo.tried if slo is not None else ())]:
+                typer.echo(_as_text(point))
+            if slo is not None:
+                found = f"{slo.best.rate_per_s:.1f} requests/s" if slo.best is not None else "no rate that was tried"
+                typer.echo(f"p99 <= {slo.p99_ms:g} ms: {found}")
+        if slo is not None and slo.best is None:
+            raise typer.Exit(GateError.exit_code)
+
+
+def _inputs(target: ServedTarget, data: str | None, batch_size: int, seed: int) -> list[Array]:
+    """Make requests before the load begins, so that making them takes none of its time."""
+    import numpy as np
+
+    from trtdeploy.datasets import open_dataset
+
+    if target.max_batch_size is not None and batch_size > target.max_batch_size:
+        raise ShapeError(f"{target.name} takes at most {target.max_batch_size} samples per request, not {batch_size}.")
+    if data is not None:
+        if target.preprocessing is None:
+            raise UsageError(
+                f"{target.name} says nothing about preprocessing, so images cannot become its input.",
+                hint="Leave out --data to send random input.",
+            )
+        with open_dataset(data) as dataset:
+            split = dataset.split("test")
+            return [
+                target.preprocessing.normalise(
+                    split.pixels(target.preprocessing, [(start + offset) % len(split) for offset in range(batch_size)])
+                )
+                for start in range(0, min(len(split), _INPUTS * batch_size), batch_size)
+            ]
+    if not target.input.dtype.startswith("float"):
+        raise UsageError(f"{target.name} takes {target.input}: random numbers would be no input.", hint="Give --data.")
+    shape = [batch_size, *target.input.shape[1:]]
+    if min(shape) < 1:
+        raise UsageError(f"{target.name} takes {target.input}: which size is not known.", hint="Give --data.")
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(target.input.dtype) for _ in range(8)]
+
+
+def _as_text(point: LoadPoint) -> str:
+    kind = f"concurrency {point.concurrency}" if point.concurrency is not None else f"rate {point.rate_per_s:.1f}/s"
+    latency = ", ".join(f"{name} {value.value:.2f}" for name, value in point.latency_ms.items())
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in (point.server_ms or {}).items())
+    return (
+        f"{kind:<16} {point.samples_per_s:9.1f} samples/s  {latency} ms"
+        + (f"  ({parts})" if parts else "")
+        + ("" if point.stable else "  NOT STABLE")
+    )

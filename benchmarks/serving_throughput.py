@@ -102,8 +102,8 @@ def _perf_analyzer(address: str, concurrency: int, seconds: float, analyzer: Pat
         report = Path(name) / "report.csv"
         command = [str(analyzer), "-m", MODEL, "-u", address, "-i", "grpc", "--input-data", "zero", "-f", str(report)]
         command += ["--concurrency-range", str(concurrency), "--percentile", "50", "--max-trials", "10"]
-        # three windows must agree; a machine that does other work too needs some room for that
-        command += ["--measurement-interval", str(round(1000 * seconds / 3)), "--stability-percentage", "50"]
+        # three windows, whatever they say: the rounds tell how much the machine's speed varies
+        command += ["--measurement-interval", str(round(1000 * seconds / 3)), "--stability-percentage", "999"]
         done = subprocess.run([*command, "--async"], capture_output=True, text=True, check=False)
         if not report.is_file() or not report.read_text():
             raise RuntimeError(f"perf_analyzer gave no figures: {done.stdout[-2000:]}{done.stderr[-2000:]}")

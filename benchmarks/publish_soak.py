@@ -254,7 +254,8 @@ def main() -> int:
     print(  # noqa: T201
         f"{load['clients']} clients: {load['answers']} answers {load['answers_by_version']}, "
         f"{len(load['failed'])} failed, {len(load['wrong'])} wrong; "
-        f"{kills['kills']} kills: {len(kills['broken'])} times broken, {kills['answered_as']}, served at the end: version {kills['served']}"
+        f"{kills['kills']} kills: {len(kills['broken'])} times broken, {kills['answered_as']}, "
+        f"served at the end: version {kills['served']}"
     )
     for text in [*load["failed"][:5], *load["wrong"][:5], *kills["broken"][:5]]:
         print(text, file=sys.stderr)  # noqa: T201

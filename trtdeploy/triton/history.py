@@ -34,7 +34,7 @@ class VersionFacts(_Part):
         runtime: The library that alone loads it, and its version.
         device: What it was built for.
         accuracy: Top-1 and samples of every stage of the ledger that the plan carries.
-        latency_ms: Median latency that the build measured of its fastest tactic, the plan; None where none was measured.
+        latency_ms: Median latency that the build measured of the tactic that it took; None where none was measured.
         published_at: UTC time, ISO 8601.
     """
 

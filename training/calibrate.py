@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training.bias_correction import correct_biases
 from training.checkpoint import (
+    BiasCorrectionFacts,
     CalibrationCandidate,
     CalibrationFacts,
     Checkpoint,
@@ -52,6 +54,7 @@ def calibrate(
     images: int | None = None,
     seed: int = 0,
     split_seed: int = 0,
+    bias_correction: bool = False,
     progress: Progress | None = None,
 ) -> SavedCheckpoint:
     """Quantize a float checkpoint to INT8 and write it with its ranges.
@@ -67,11 +70,13 @@ def calibrate(
         images: How many of the calibration images to use, drawn with ``seed``; all if None.
         seed: Decides which.
         split_seed: The one that the dataset was opened with.
-        progress: Called with the number of images done.
+        bias_correction: Correct the biases afterwards, on the same images; see ``training.bias_correction``.
+        progress: Called with the number of images done; those of the correction count once more.
 
     Raises:
         UsageError: The checkpoint is quantized already, a number makes no sense, or a pattern matches no layer.
-        QuantizationError: A range is not finite, a layer never runs, or nothing can be quantized.
+        QuantizationError: A range is not finite, a layer never runs, or nothing can be quantized; or
+            biases are to be corrected in a network that cannot be traced.
     """
     started = time.perf_counter()
     if start.facts.kind != "float":
@@ -86,7 +91,13 @@ def calibrate(
     chosen = _draw(len(split), images, seed)
     spec = spec or QuantizationSpec()
     model = quantize(start.model.eval(), spec, example=torch.zeros(1, *preprocessing.sample_shape))
-    histograms, pixels_sha256 = _observe(model, split, chosen, preprocessing, progress)
+    images_to_pass = len(chosen) * (2 if bias_correction else 1)
+
+    def passed(done: int) -> None:
+        if progress:
+            progress(done, images_to_pass)
+
+    histograms, pixels_sha256 = _observe(model, split, chosen, preprocessing, passed)
 
     def dev_score() -> DevMetrics:
         return _score(model, dataset, preprocessing, start.facts.labels)
@@ -99,6 +110,11 @@ def calibrate(
         best = max(candidates, key=lambda candidate: (candidate.dev.top1, -candidate.dev.loss))
         method, percentile = best.method, best.percentile or percentile
     clamped = fix_ranges(model, histograms, method=method, percentile=percentile)
+    dev = best.dev if candidates else dev_score()
+    corrected: BiasCorrectionFacts | None = None
+    if bias_correction:
+        corrected = _correct(model, _shuffled(split, chosen, preprocessing, seed), dev, len(chosen), passed)
+        dev = dev_score()
     ids = sorted(split.ids[index] for index in chosen)
     facts = CheckpointFacts(
         kind="ptq",
@@ -116,9 +132,10 @@ def calibrate(
             pixels_sha256=pixels_sha256,
             clamped_ranges=clamped,
             candidates=candidates,
+            bias_correction=corrected,
         ),
         quantization=spec,
-        dev=best.dev if candidates else dev_score(),
+        dev=dev,
         parent_sha256=start.sha256,
     )
     sha256 = save_checkpoint(output, model.state_dict(), facts)
@@ -137,7 +154,7 @@ def _observe(
     split: Split,
     chosen: NDArray[np.int64],
     preprocessing: Preprocessing,
-    progress: Progress | None,
+    passed: Callable[[int], None],
 ) -> tuple[dict[Quantizer, AbsHistogram], str]:
     """Run the chosen images through the network once; return the histograms and the digest of the pixels."""
     pixels = hashlib.sha256()
@@ -148,9 +165,27 @@ def _observe(
             pixels.update(decoded.tobytes())
             model(_as_input(decoded, preprocessing))
             done += len(part)
-            if progress:
-                progress(done, len(chosen))
+            passed(done)
     return histograms, pixels.hexdigest()
+
+
+def _shuffled(split: Split, chosen: NDArray[np.int64], preprocessing: Preprocessing, seed: int) -> Iterator[Tensor]:
+    """Yield the chosen images as model input in a random order, so that the first ones are of all classes."""
+    order = np.random.default_rng([seed, 1]).permutation(chosen)
+    for part in np.array_split(order, range(CALIBRATION_BATCH, len(order), CALIBRATION_BATCH)):
+        yield _as_input(split.pixels(preprocessing, part), preprocessing)
+
+
+def _correct(
+    model: nn.Module, batches: Iterator[Tensor], before: DevMetrics, images: int, passed: Callable[[int], None]
+) -> BiasCorrectionFacts:
+    correction = correct_biases(model, batches, progress=lambda done, nodes: passed(images + images * done // nodes))
+    return BiasCorrectionFacts(
+        images=correction.images,
+        corrected=correction.corrected,
+        left_out=correction.left_out,
+        dev_before=before,
+    )
 
 
 def _as_input(decoded: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:

@@ -84,6 +84,15 @@ class CalibrationCandidate(_Facts):
     dev: DevMetrics
 
 
+class BiasCorrectionFacts(_Facts):
+    """On how many images how many biases were corrected, which layers have none, and the score on dev before."""
+
+    images: int
+    corrected: int
+    left_out: tuple[str, ...]
+    dev_before: DevMetrics
+
+
 class CalibrationFacts(_Facts):
     """How the ranges were found, and from which images.
 
@@ -92,6 +101,7 @@ class CalibrationFacts(_Facts):
         pixels_sha256: Over the decoded pixels, uint8, in the order of the dataset; None if it was not recorded.
         clamped_ranges: How many ranges were 0 and are tiny now.
         candidates: What was tried where the method was to be the best of all; the ranges are those of the best.
+        bias_correction: None if there was none.
     """
 
     method: Method
@@ -102,6 +112,7 @@ class CalibrationFacts(_Facts):
     pixels_sha256: str | None = None
     clamped_ranges: int
     candidates: tuple[CalibrationCandidate, ...] = ()
+    bias_correction: BiasCorrectionFacts | None = None
 
 
 class CheckpointFacts(_Facts):
@@ -199,9 +210,7 @@ def load_checkpoint(
         state, text = read_torch(path), None
     refuse_non_finite(path, state)
     if text is None and like is not None:
-        facts = CheckpointFacts(
-            kind="float", model=like.model, labels=like.labels, preprocessing=like.preprocessing
-        )
+        facts = CheckpointFacts(kind="float", model=like.model, labels=like.labels, preprocessing=like.preprocessing)
     elif text is None:
         facts = _facts_from_options(path, model=model, image_size=image_size, dataset=dataset)
     else:

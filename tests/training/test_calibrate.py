@@ -10,10 +10,10 @@ from torch import nn
 
 from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.quantization import SMALLEST_AMAX, quantize, quantized_layers, quantizers
+from training.quantization import SMALLEST_AMAX, QuantizationSpec, quantize, quantized_layers, quantizers
 from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
-from trtdeploy.errors import QuantizationError, UsageError
+from trtdeploy.errors import CheckpointError, QuantizationError, UsageError
 
 
 def ranges_after(network, images, **options):
@@ -157,6 +157,113 @@ def test_calibration_looks_at_calibration_images_only(digits, float_file, tmp_pa
     calibrate(digits, start, tmp_path / "ptq.safetensors")
     assert set(seen) == {"calibration", "dev"}  # dev for the score that it prints
     assert seen.index("dev") > max(i for i, name in enumerate(seen) if name == "calibration")
+
+
+def test_the_test_split_is_never_opened(digits, float_file, tmp_path, monkeypatch):
+    split_of = type(digits).split
+
+    def guarded(self, name):
+        assert name != "test"
+        return split_of(self, name)
+
+    monkeypatch.setattr(type(digits), "split", guarded)
+    calibrate(digits, load_checkpoint(float_file), tmp_path / "p.safetensors", method="all", bias_correction=True)
+
+
+def test_the_seed_decides_everything(digits, float_file, tmp_path):
+    options = {"method": "mse", "images": 60, "bias_correction": True}
+
+    def run(name, seed):
+        saved = calibrate(digits, load_checkpoint(float_file), tmp_path / f"{name}.safetensors", seed=seed, **options)
+        return saved.sha256, saved.facts.calibration.image_ids_sha256, saved.facts.calibration.pixels_sha256
+
+    first, again, other = run("first", 3), run("again", 3), run("other", 4)
+    assert first == again
+    assert all(one != two for one, two in zip(first, other, strict=True))
+
+
+def test_the_digest_is_of_the_pixels_that_the_network_saw(digits, float_file, tmp_path):
+    start = load_checkpoint(float_file)
+    saved = calibrate(digits, start, tmp_path / "p.safetensors", method="max")
+    split = digits.split("calibration")
+    pixels = split.pixels(start.facts.preprocessing, range(len(split)))
+    assert saved.facts.calibration.pixels_sha256 == hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def test_all_takes_the_best_on_dev_and_equals_that_method_alone(digits, float_file, tmp_path):
+    start = load_checkpoint(float_file)
+    with torch.no_grad():
+        start.model.norm.bias[0] += 300  # one channel far away from all others: the method decides
+    path = tmp_path / "outlier.safetensors"
+    save_checkpoint(path, start.model.state_dict(), start.facts)
+    saved = calibrate(digits, load_checkpoint(path), tmp_path / "all.safetensors", method="all", percentile=90.0)
+    calibration = saved.facts.calibration
+    tried = [(candidate.method, candidate.percentile) for candidate in calibration.candidates]
+    percentiles = [("percentile", value) for value in (90.0, 99.9, 99.99, 99.999)]
+    assert tried == [("max", None), *percentiles, ("mse", None), ("entropy", None)]
+    assert len({candidate.dev.loss for candidate in calibration.candidates}) > 2
+    best = sorted(calibration.candidates, key=lambda candidate: (-candidate.dev.top1, candidate.dev.loss))[0]
+    assert (calibration.method, calibration.percentile, saved.facts.dev) == (best.method, best.percentile, best.dev)
+    for candidate in calibration.candidates:
+        alone = calibrate(
+            digits,
+            load_checkpoint(path),
+            tmp_path / "one.safetensors",
+            method=candidate.method,
+            percentile=candidate.percentile or 99.0,
+        )
+        assert alone.facts.dev == candidate.dev
+        if candidate == best:
+            states = [load_checkpoint(file).model.state_dict() for file in (saved.path, alone.path)]
+            assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_bias_correction_is_in_the_facts_and_in_the_file(digits, float_file, tmp_path):
+    plain, corrected = (
+        calibrate(
+            digits, load_checkpoint(float_file), tmp_path / f"{given}.safetensors", images=100, bias_correction=given
+        )
+        for given in (False, True)
+    )
+    assert plain.facts.calibration.bias_correction is None
+    facts = corrected.facts.calibration.bias_correction
+    assert (facts.images, facts.corrected, facts.left_out) == (100, 3, ())
+    assert facts.dev_before == plain.facts.dev
+    before, after = (load_checkpoint(saved.path).model.state_dict() for saved in (plain, corrected))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"norm.running_mean", "depthwise.bias", "head.bias"}
+
+
+def test_progress_ends_at_the_total(digits, float_file, tmp_path):
+    for correction, total in ((False, 100), (True, 200)):
+        seen = []
+        calibrate(
+            digits,
+            load_checkpoint(float_file),
+            tmp_path / "p.safetensors",
+            images=100,
+            bias_correction=correction,
+            progress=lambda done, of, seen=seen: seen.append((done, of)),
+        )
+        assert seen == sorted(seen)
+        assert seen[0] == (64, total)
+        assert seen[-1] == (total, total)
+
+
+def test_what_is_skipped_stays_in_float_and_the_checkpoint_says_so(digits, float_file, tmp_path):
+    spec = QuantizationSpec(skip=("head", "st*"))
+    saved = calibrate(digits, load_checkpoint(float_file), tmp_path / "p.safetensors", spec=spec)
+    loaded = load_checkpoint(saved.path)
+    assert loaded.facts.quantization == spec
+    assert [layer.weight_quantizer.label for layer in quantized_layers(loaded.model)] == ["depthwise.weight"]
+
+
+def test_a_quantized_checkpoint_that_does_not_say_where_is_refused(ptq_file, tmp_path):
+    ptq = load_checkpoint(ptq_file)
+    path = tmp_path / "old.safetensors"
+    save_checkpoint(path, ptq.model.state_dict(), ptq.facts.model_copy(update={"quantization": None}))
+    with pytest.raises(CheckpointError, match="does not say where its quantizers are"):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize(

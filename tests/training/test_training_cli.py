@@ -91,6 +91,31 @@ def test_a_foreign_float_checkpoint_gets_its_stage_from_calibrate(digits, float_
     assert Ledger(ledger).stages["float"].top1 == stages["float"].top1
 
 
+def test_calibrate_with_every_method(float_file, tmp_path):
+    output = tmp_path / "p.safetensors"
+    arguments = ["calibrate", float_file, "-o", output, "--method", "all", "--images", "50"]
+    facts = json.loads(run(*arguments, "--json")[0])
+    tried = facts["calibration"]["candidates"]
+    assert facts["dev"] == max((one["dev"] for one in tried), key=lambda dev: (dev["top1"], -dev["loss"]))
+    text = run(*arguments)[0]
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[1] == ["method", "dev", "top-1", "%", "dev", "loss"]
+    for one, line in zip(tried, lines[2:], strict=True):
+        name = [one["method"], *([f"{one['percentile']:g}"] if one["percentile"] else [])]
+        assert line[: len(name) + 2] == [*name, f"{one['dev']['top1']:.2f}", f"{one['dev']['loss']:.4f}"]
+    assert text.count("chosen") == 1
+
+
+def test_calibrate_skips_and_corrects(float_file, tmp_path):
+    output = tmp_path / "p.safetensors"
+    arguments = ["calibrate", float_file, "-o", output, "--skip", "head", "--skip", "stem", "--bias-correction"]
+    facts = json.loads(run(*arguments, "--json")[0])
+    assert facts["quantization"]["skip"] == ["head", "stem"]
+    assert facts["calibration"]["bias_correction"]["corrected"] == 1
+    assert "bias correction: 1 layers on 179 images" in run(*arguments)[0]
+    assert load_checkpoint(output).facts.quantization.skip == ("head", "stem")
+
+
 def test_a_folder_of_images(colours, tmp_path):
     output = tmp_path / "colours.safetensors"
     arguments = ["--data", colours, *TINY, "--epochs", "8", "--batch-size", "8", "--learning-rate", "1e-2", "--flip"]

@@ -41,6 +41,10 @@ def calibrate(
         list[str] | None,
         typer.Option("--skip", help="Leave layers of such names in float, for example 'features.0.*'; repeatable."),
     ] = None,
+    bias_correction: Annotated[
+        bool,
+        typer.Option("--bias-correction", help="Let the biases take back what quantization shifts on average."),
+    ] = False,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Use so many of the calibration images (default: all).")
     ] = None,
@@ -75,11 +79,24 @@ def calibrate(
                 images=images,
                 seed=seed,
                 split_seed=split_seed,
+                bias_correction=bias_correction,
                 progress=display.images("calibrating"),
             )
             report(saved, dataset, "calibrate", ledger, display, as_json=as_json)
-            if not as_json and saved.facts.calibration is not None and saved.facts.calibration.candidates:
-                _print_candidates(saved.facts.calibration)
+            if not as_json and saved.facts.calibration is not None:
+                _print_details(saved.facts.calibration)
+
+
+def _print_details(facts: CalibrationFacts) -> None:
+    correction = facts.bias_correction
+    if correction is not None:
+        left_out = f"; left out: {', '.join(correction.left_out)}" if correction.left_out else ""
+        typer.echo(
+            f"bias correction: {correction.corrected} layers on {correction.images} images, dev top-1 before "
+            f"{correction.dev_before.top1:.2f}%{left_out}"
+        )
+    if facts.candidates:
+        _print_candidates(facts)
 
 
 def _print_candidates(facts: CalibrationFacts) -> None:

@@ -8,15 +8,25 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from training.quantization.layers import QuantizedLayer, channel_shape, quantized_twin
 from training.quantization.placement import Placement, Placer, Wanted
 from training.quantization.quantizer import Quantizer, quantizers
 from training.quantization.spec import QuantizationSpec
-from training.quantization.tracing import UntraceableError, trace
+from training.quantization.tracing import Traced, UntraceableError, trace
 from trtdeploy.errors import QuantizationError
 
 _log = logging.getLogger(__name__)
+_FUNCTIONAL = {
+    functional.conv1d,
+    functional.conv2d,
+    functional.conv3d,
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+    functional.linear,
+}
 _ROLES = {"residual": "residual", "gate": "gated", "pooling": "pooled", "concat": "concat"}
 
 
@@ -31,8 +41,8 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
         example: An input, to learn the shapes of all tensors from.
 
     Returns:
-        A ``torch.fx.GraphModule``. A network that cannot be traced is returned itself, with quantizers in its layers
-        only, and a warning.
+        A ``torch.fx.GraphModule``. Of what cannot be traced, the whole network or a block of it, only the layers get
+        quantizers, and a warning says so.
 
     Raises:
         QuantizationError: There is nothing to quantize.
@@ -52,7 +62,7 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
     if names == [""]:
         model = nn.Sequential(model)
     try:
-        graph = trace(model, example)
+        traced = trace(model, example)
     except UntraceableError as error:
         _log.warning(
             "%s cannot be traced, so only its layers are quantized, not residual additions, gates, pooling or "
@@ -62,13 +72,39 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
         )
         _swap_layers(model, spec)
         return model
-    modules = dict(model.named_modules())
+    graph, modules = traced.graph, dict(model.named_modules())
+    _warn_of_float(model, traced)
     placement = Placer(graph, modules, spec.skips).place()
     _swap_layers(model, spec)
     _insert(model, graph, placement)
     quantized = fx.GraphModule(model, graph, type(model).__name__)
     _keep_the_rest(model, quantized)
     return quantized if model.training else quantized.eval()
+
+
+def _warn_of_float(model: nn.Module, traced: Traced) -> None:
+    """Say in one warning what of a traced network no rule reaches."""
+    blocks = {
+        name: why
+        for name, why in traced.whole.items()
+        if any(quantized_twin(module, path) is not None for path, module in model.get_submodule(name).named_modules())
+    }
+    calls = [
+        _owner(node) or type(model).__name__
+        for node in traced.graph.nodes
+        if node.op == "call_function" and node.target in _FUNCTIONAL
+    ]
+    notes = []
+    if blocks:
+        listed = "; ".join(f"{name} ({why})" for name, why in blocks.items())
+        notes.append(f"of these blocks only the layers are quantized, not additions, gates or pooling: {listed}")
+    if calls:
+        notes.append(
+            "convolutions and linear layers that are called as functions stay in float; make them modules of torch.nn: "
+            f"{len(calls)} in {', '.join(dict.fromkeys(calls))}"
+        )
+    if notes:
+        _log.warning("%s", ". ".join(notes))
 
 
 def quantized_layers(model: nn.Module) -> Iterator[QuantizedLayer]:
@@ -146,8 +182,7 @@ def _name_of(model: nn.Module, site: Wanted) -> str:
             shared = layer.input_quantizer
             return next(name for name, quantizer in quantizers(model) if quantizer is shared)
         return f"{site.node.target}._input_quantizer"
-    stack = list(site.node.meta.get("nn_module_stack", {}).values())
-    owner = str(stack[-1][0]) if stack else ""
+    owner = _owner(site.node)
     role = _ROLES[site.reason]
     name, count = role, 1
     parent = model.get_submodule(owner)
@@ -157,6 +192,12 @@ def _name_of(model: nn.Module, site: Wanted) -> str:
     label = f"{owner}.{name}" if owner else name
     parent.add_module(f"_{name}_quantizer", Quantizer(label, axis=None))
     return f"{owner}._{name}_quantizer" if owner else f"_{name}_quantizer"
+
+
+def _owner(node: fx.Node) -> str:
+    """Return the name of the module whose forward made a node."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
 
 
 def _keep_the_rest(model: nn.Module, quantized: fx.GraphModule) -> None:

@@ -7,6 +7,7 @@ TensorFlow quantization toolkit and yolo_deepstream.
 from __future__ import annotations
 
 import operator
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -108,8 +109,7 @@ class Placer:
         """Return the operand of an add that does not fuse with it."""
         from_first, from_second = self._is_branch(first), self._is_branch(second)
         if from_first and from_second:
-            shorter = self._own_layers(first, second) < self._own_layers(second, first)
-            return first if shorter else second
+            return _nearer(first, second)
         if not from_first and not from_second:
             return None
         return second if from_first else first
@@ -121,10 +121,6 @@ class Placer:
                 return False
             node = node.all_input_nodes[0]
         return not isinstance(self._modules[str(node.target)], nn.Linear)
-
-    def _own_layers(self, node: fx.Node, other: fx.Node) -> int:
-        """Count the nodes that lead to one operand of an add and not to the other."""
-        return len(_ancestors(node) - _ancestors(other))
 
     def _is_gated(self, first: fx.Node, second: fx.Node) -> bool:
         for gate, features in ((first, second), (second, first)):
@@ -183,15 +179,27 @@ class Placer:
         return node.op in ("call_function", "call_method") and node.target in targets
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = [node]
+def _nearer(first: fx.Node, second: fx.Node) -> fx.Node:
+    """Return the operand with the shorter path to the nearest common ancestor: the shortcut. In doubt the second."""
+    above, beside = _ancestors(first), _ancestors(second)
+    shared = [node for node in above if node in beside]
+    if not shared:
+        return second
+    nearest = min(shared, key=lambda node: above[node] + beside[node])
+    return first if above[nearest] < beside[nearest] else second
+
+
+def _ancestors(node: fx.Node) -> dict[fx.Node, int]:
+    """Return every node that leads to this one, with the length of the shortest path."""
+    distance = {node: 0}
+    waiting = deque([node])
     while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found.add(current)
-            waiting += current.all_input_nodes
-    return found
+        current = waiting.popleft()
+        for before in current.all_input_nodes:
+            if before not in distance:
+                distance[before] = distance[current] + 1
+                waiting.append(before)
+    return distance
 
 
 def _root(parent: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:

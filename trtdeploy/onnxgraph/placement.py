@@ -22,6 +22,7 @@ Reason = Literal["input", "weight", "residual", "gate", "pooling", "concat"]
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _BEHIND_CONVOLUTION = frozenset({"BatchNormalization", "Identity", "Dropout"})
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
+_COMMUTES = frozenset({"MaxPool", "Flatten", "Identity", "Dropout"})
 
 
 @dataclass(frozen=True)
@@ -147,19 +148,28 @@ def _with_concats(graph: Graph, found: list[Wanted]) -> list[Wanted]:
         return tensor
 
     joined: set[str] = set()
+    wanted = {each.tensor for each in found}
     for node in reversed(graph.graph.node):
-        if node.op_type != "Concat" or all(wanted.tensor != node.output[0] for wanted in found):
+        results = list(_commuting_results(graph, node)) if node.op_type == "Concat" else []
+        if wanted.isdisjoint(results):
             continue
         found += [Wanted((node.output[0], i), read, "concat") for i, read in enumerate(node.input)]
-        for tensor in [*node.input, node.output[0]]:
+        wanted.update(node.input)
+        for tensor in [*node.input, *results]:
             joined.add(tensor)
             if lead(tensor) != lead(node.output[0]):
                 leader[lead(tensor)] = lead(node.output[0])
     numbers: dict[str, int] = {}
-    ordered = sorted(found, key=lambda wanted: (order[wanted.site[0]], wanted.site[1]))
+    ordered = sorted(found, key=lambda each: (order[each.site[0]], each.site[1]))
     return [
-        replace(wanted, group=numbers.setdefault(lead(wanted.tensor), len(numbers)))
-        if wanted.tensor in joined
-        else wanted
-        for wanted in ordered
+        replace(each, group=numbers.setdefault(lead(each.tensor), len(numbers))) if each.tensor in joined else each
+        for each in ordered
     ]
+
+
+def _commuting_results(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the result of a node, and what max pooling and the like make of it without changing the values."""
+    yield node.output[0]
+    for reader in graph.consumers[node.output[0]]:
+        if reader.op_type in _COMMUTES and reader.input[0] == node.output[0]:
+            yield from _commuting_results(graph, reader)

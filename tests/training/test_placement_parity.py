@@ -1,0 +1,75 @@
+"""The quantizers that the torch pass puts in are, once exported, where the rules for ONNX graphs want them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import onnx
+import pytest
+import torch
+from placed_networks import SmallUNet, TwoConvolutionBranches, mobile_net, squeeze_net
+
+from benchmarks.accuracy.small_networks import thin_densenet, thin_resnet
+from training.export import trace_to_onnx
+from training.models.efficientnet import efficientnet_b0
+from training.quantization import quantize
+from training.ranges import fix_ranges, observing_inputs
+from trtdeploy.building import BuildConfig, build
+from trtdeploy.onnxgraph.lint import lint
+from trtdeploy.onnxgraph.placement import wanted_sites
+from trtdeploy.onnxgraph.qdq_pairs import take_out
+
+SIZE = 32
+NETWORKS = {
+    "efficientnet_b0": efficientnet_b0,
+    "thin_resnet": thin_resnet,
+    "thin_densenet": thin_densenet,
+    "mobile_net": mobile_net,
+    "squeeze_net": squeeze_net,
+    "unet": SmallUNet,
+    "two_branches": TwoConvolutionBranches,
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def exported(name) -> onnx.ModelProto:
+    """A network with random weights, calibrated on noise."""
+    torch.manual_seed(0)
+    network, noise = NETWORKS[name](10), torch.randn(4, 3, SIZE, SIZE)
+    with torch.no_grad():
+        network.train()(noise)  # batch norm has seen something
+    quantized = quantize(network.eval(), example=noise[:1])
+    with observing_inputs(quantized) as histograms:
+        quantized(noise)
+    fix_ranges(quantized, histograms)
+    return onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
+
+
+def test_both_placements_are_the_same(exported):
+    float_model, found = take_out(exported, lambda pair: True)
+    wanted = wanted_sites(float_model)
+    assert set(found) == {each.site for each in wanted}
+    groups = defaultdict(set)
+    for each in wanted:
+        if each.group is not None:
+            groups[each.group].add(found[each.site].scale.tobytes())
+    assert all(len(scales) == 1 for scales in groups.values())
+
+
+def test_the_linter_is_content(exported):
+    assert lint(exported) == []
+
+
+def test_the_tensorrt_rtx_parser_takes_it_in_int8(name, exported, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    if name == "efficientnet_b0":
+        pytest.skip("takes long, and mobile_net has all its kinds of layers")
+    source = tmp_path / "model.onnx"
+    onnx.save(exported, source)
+    plan = build(source, tmp_path / "model.plan", BuildConfig(runtime="tensorrt-rtx"))
+    assert plan.manifest.precision.int8_macs_percent == 100

@@ -10,6 +10,7 @@ import os
 
 import typer
 
+from training.cli.auto import auto
 from training.cli.calibrate import calibrate
 from training.cli.console import log_to_stderr
 from training.cli.evaluate import evaluate
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (fit, calibrate, qat, export, evaluate, sensitivity):
+for _command in (fit, calibrate, qat, export, evaluate, sensitivity, auto):
     app.command()(_command)
 
 

@@ -54,7 +54,7 @@ def draw_chart(found: Sensitivity, path: Path) -> None:
         )
     accuracy.axvline(0, color="0.5", linewidth=0.8)
     accuracy.set_xlabel("change of top-1 (points, 95% interval)", fontsize=8)
-    accuracy.legend(fontsize=7, loc="lower right", framealpha=0.9)
+    figure.legend(*accuracy.get_legend_handles_labels(), fontsize=7, loc="outside lower right", ncols=2)
     for axes in (divergence, accuracy):
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import tiny_schedule
+from typer.testing import CliRunner
+
+from training.auto import decide
+from training.checkpoint import load_checkpoint
+from training.cli.main import app
+from training.predict import predictor
+from training.quantization import quantizers
+from training.recording import score_split
+from training.sensitivity import draw_chart, measure_sensitivity
+from trtdeploy.errors import UsageError
+
+
+def test_each_layer_is_measured_alone_and_left_out_alone(digits, ptq_file, tmp_path) -> None:
+    checkpoint = load_checkpoint(ptq_file)
+    found = measure_sensitivity(checkpoint, digits, tmp_path / "s.json")
+    names = {row.name: row for row in found.layers}
+    assert {"stem", "depthwise", "head"} < set(names)
+    assert all(quantizer.enabled for _, quantizer in quantizers(checkpoint.model))
+    exact = score_split(predictor(checkpoint.model), checkpoint.facts, digits, split="dev")
+    assert found.quantized.top1 == exact.outputs.top1
+
+    # by hand: only the head's two quantizers on
+    for _, quantizer in quantizers(checkpoint.model):
+        quantizer.disable()
+    float_outputs = score_split(predictor(checkpoint.model), checkpoint.facts, digits, split="dev").outputs
+    for name, module in checkpoint.model.named_modules():
+        if name == "head":
+            module.input_quantizer.enable()
+            module.weight_quantizer.enable()
+    alone = score_split(predictor(checkpoint.model), checkpoint.facts, digits, split="dev").outputs
+    assert names["head"].only_quantized.kl == pytest.approx(alone.divergence_from(float_outputs).mean, rel=1e-3)
+    assert names["head"].only_quantized.difference == alone.compared_with(float_outputs)
+    order = [row.only_quantized.kl for row in found.layers]
+    assert order == sorted(order, reverse=True)
+    assert json.loads((tmp_path / "s.json").read_text())["images"] == len(digits.split("dev"))
+
+
+def test_a_layer_with_a_broken_range_comes_first_and_leaving_it_out_brings_the_accuracy_back(
+    digits, ptq_file, tmp_path
+) -> None:
+    checkpoint = load_checkpoint(ptq_file)
+    checkpoint.model.get_submodule("depthwise").weight_quantizer.set_amax(torch.full((12, 1, 1, 1), 100.0))
+    found = measure_sensitivity(checkpoint, digits, tmp_path / "s.json", images=100)
+    worst = found.layers[0]
+    assert worst.name == "depthwise"
+    assert worst.only_float.kl < found.quantized.kl / 5
+    assert worst.only_quantized.sqnr_db is not None
+    assert worst.only_quantized.sqnr_db < 15
+
+
+def test_a_killed_run_goes_on_and_other_settings_start_anew(digits, ptq_file, tmp_path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done == 2:
+            raise Killed
+
+    output, kept = tmp_path / "s.json", tmp_path / "s.layers.jsonl"
+    with pytest.raises(Killed):
+        measure_sensitivity(load_checkpoint(ptq_file), digits, output, images=60, progress=kill)
+    lines = kept.read_text().splitlines()
+    assert len(lines) == 3
+    # what is there is believed, a torn line is not
+    row = json.loads(lines[1])
+    row["only_quantized"]["kl"] = 1234.5
+    kept.write_text("\n".join([lines[0], json.dumps(row), lines[2][:40]]))
+    found = measure_sensitivity(load_checkpoint(ptq_file), digits, output, images=60)
+    assert found.layers[0].only_quantized.kl == 1234.5
+    assert not kept.exists()
+    kept.write_text("\n".join([lines[0], json.dumps(row), ""]))
+    other = measure_sensitivity(load_checkpoint(ptq_file), digits, output, images=61)
+    assert other.layers[0].only_quantized.kl < 100
+
+
+def test_the_command_prints_writes_and_draws(ptq_file, float_file, tmp_path) -> None:
+    chart, output = tmp_path / "s.png", tmp_path / "s.json"
+    options = ["--images", "50", "-o", str(output), "--chart", str(chart), "--json"]
+    done = CliRunner().invoke(app, ["sensitivity", str(ptq_file), *options])
+    assert done.exit_code == 0, done.output
+    assert {row["name"] for row in json.loads(done.stdout)["layers"]} >= {"stem", "head"}
+    with Image.open(chart) as image:
+        assert min(image.size) > 200
+    assert CliRunner().invoke(app, ["sensitivity", str(float_file)]).exit_code == 2
+    assert CliRunner().invoke(app, ["sensitivity", str(ptq_file), "--chart", "x.txt"]).exit_code == 2
+
+
+def test_a_chart_may_be_svg_with_long_names(digits, ptq_file, tmp_path) -> None:
+    found = measure_sensitivity(load_checkpoint(ptq_file), digits, tmp_path / "s.json", images=40)
+    long = found.layers[0].model_copy(update={"name": "a" * 60 + "the_end"})
+    draw_chart(found.model_copy(update={"layers": (long, *found.layers)}), tmp_path / "s.svg")
+    assert b"<svg" in (tmp_path / "s.svg").read_bytes()
+
+
+def test_auto_stops_at_the_first_that_is_shown_and_is_not_repeated(digits, float_file, tmp_path) -> None:
+    said: list[str] = []
+    decision = decide(digits, float_file, tmp_path, max_drop=12, schedule=tiny_schedule(epochs=1), say=said.append)
+    assert decision.met
+    assert [trial.step for trial in decision.trials] == ["PTQ"]
+    assert "QAT" in decision.not_tried
+    assert len(decision.winner.variants) >= 2
+    assert decision.winner.proof.lower > -12
+    page = (tmp_path / "decision.md").read_text()
+    assert page.splitlines()[2].startswith("PTQ is enough: its drop is shown to be less than 12 points")
+    assert (tmp_path / "model.onnx").stat().st_size > 1000
+    assert decision.test.n == len(digits.split("test"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    again = decide(digits, float_file, tmp_path, max_drop=12, schedule=tiny_schedule(epochs=1))
+    assert again.chosen == decision.chosen
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")} == before
+
+
+def test_auto_says_how_many_samples_are_missing_when_nothing_can_be_shown(digits, float_file, tmp_path) -> None:
+    decision = decide(digits, float_file, tmp_path, max_drop=0.5, schedule=tiny_schedule(epochs=1, max_steps=5))
+    assert not decision.met
+    assert [trial.step for trial in decision.trials][-2:] == ["QAT", "QAT + distillation"]
+    assert decision.not_tried == ()
+    best = max(trial.difference.difference.value for trial in decision.trials)
+    assert decision.winner.difference.difference.value == best
+    assert "No candidate's drop is shown" in decision.verdict
+    if decision.winner.samples_needed is not None:
+        assert decision.winner.samples_needed > len(digits.split("dev"))
+        assert str(decision.winner.samples_needed) in decision.verdict
+    assert np.isclose(decision.trials[0].proof.confidence, 1 - 0.05 / decision.looks)
+
+
+def test_auto_refuses_what_makes_no_sense(digits, ptq_file, float_file, tmp_path) -> None:
+    with pytest.raises(UsageError, match="takes a float checkpoint"):
+        decide(digits, ptq_file, tmp_path, max_drop=1)
+    with pytest.raises(UsageError, match="max-drop 0"):
+        decide(digits, float_file, tmp_path, max_drop=0)

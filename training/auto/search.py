@@ -1,0 +1,249 @@
+"""The steps of ``training auto``, cheapest first."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from training.auto.decision import Choice, Decision, Trial
+from training.calibrate import calibrate
+from training.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
+from training.export import export
+from training.loop import Observer
+from training.predict import predictor
+from training.qat import default_schedule, qat
+from training.quantization import QuantizationSpec
+from training.recording import score_split
+from training.resume import resume_path_for
+from training.schedule import Schedule
+from training.sensitivity import measure_sensitivity
+from trtdeploy.calibration import METHODS
+from trtdeploy.datasets import Dataset
+from trtdeploy.errors import UsageError
+from trtdeploy.files import atomic_write, sha256_bytes, sha256_file
+from trtdeploy.ledger import StageOutputs
+from trtdeploy.statistics import compare_paired, non_inferiority, samples_needed
+
+_CONFIDENCE = 0.95
+_LEFT_OUT = (1, 2, 4)
+"""How many of the worst layers stay in float; the fewest that halve the divergence, else the most."""
+_STEPS = ("PTQ", "PTQ + bias correction", "partial quantization", "QAT", "QAT + distillation")
+
+Say = Callable[[str], None]
+
+
+class _Done(BaseModel):
+    """Kept beside a finished step's checkpoint: the settings that it was made with, and what it took."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: str
+    sha256: str
+    seconds: float
+
+
+def decide(
+    dataset: Dataset,
+    start: Path,
+    folder: Path,
+    *,
+    max_drop: float,
+    schedule: Schedule | None = None,
+    split_seed: int = 0,
+    say: Say | None = None,
+    observer: Observer | None = None,
+) -> Decision:
+    """Find the cheapest quantized network whose drop is shown to be inside the budget, and export it.
+
+    A step whose checkpoint is in ``folder``, made with the same settings, is not repeated.
+
+    Args:
+        dataset: Labelled images. Variants are chosen on the split ``calibration``, the proof is on ``dev``, and
+            ``test`` is looked at once, after the choice.
+        start: A float checkpoint.
+        folder: Gets the checkpoints, ``model.onnx``, ``decision.json`` and ``decision.md``.
+        max_drop: The budget in percentage points.
+        schedule: Of QAT; its default if None.
+        split_seed: The one that the dataset was opened with.
+        say: Told what happens.
+        observer: Told how training goes.
+
+    Raises:
+        UsageError: The checkpoint is not float, or the budget makes no sense.
+    """
+    if not 0 < max_drop < 100:
+        raise UsageError(f"--max-drop {max_drop:g} is not between 0 and 100 percentage points.")
+    checkpoint = load_checkpoint(start)
+    if checkpoint.facts.kind != "float":
+        raise UsageError(f"{start} is quantized already ({checkpoint.facts.kind}); auto takes a float checkpoint.")
+    search = _Search(dataset, checkpoint, folder, schedule or default_schedule(dataset), split_seed, observer)
+    exact = search.answers(start, "dev")
+    trials: list[Trial] = []
+    tried: list[str] = []
+    for step, detail, path, seconds, variants in search.candidates():
+        began = time.perf_counter()
+        outputs = search.answers(path, "dev")
+        change = compare_paired(exact.correct, outputs.correct)
+        confidence = 1 - (1 - _CONFIDENCE) / search.looks
+        counts = {"gained": change.gained, "lost": change.lost, "n": change.n, "max_drop": max_drop}
+        trial = Trial(
+            step=step,
+            detail=detail,
+            checkpoint=path.name,
+            top1=outputs.top1,
+            difference=change,
+            proof=non_inferiority(**counts, confidence=confidence),  # type: ignore[arg-type]
+            samples_needed=samples_needed(**counts, confidence=confidence),  # type: ignore[arg-type]
+            seconds=round(seconds + time.perf_counter() - began, 1),
+            variants=variants,
+        )
+        trials.append(trial)
+        tried.append(step)
+        if say:
+            say(
+                f"{step} ({detail}): {change.difference.format()} points against float, "
+                f"{'shown' if trial.proof.shown else 'not shown'} to be inside {max_drop:g}"
+            )
+        if trial.proof.shown:
+            break
+    met = trials[-1].proof.shown
+    best = trials[-1] if met else max(trials, key=lambda trial: trial.difference.difference.value)
+    chosen = folder / best.checkpoint
+    export(load_checkpoint(chosen), folder / "model.onnx", dataset)
+    decision = Decision(
+        max_drop=max_drop,
+        met=met,
+        chosen=chosen.name,
+        model=checkpoint.facts.model,
+        looks=search.looks,
+        float_top1=exact.top1,
+        trials=tuple(trials),
+        not_tried=tuple(step for step in search.steps if step not in tried),
+        test=compare_paired(search.answers(start, "test").correct, search.answers(chosen, "test").correct),
+        onnx="model.onnx",
+    )
+    atomic_write(folder / "decision.json", json.dumps(decision.model_dump(mode="json"), indent=2) + "\n")
+    atomic_write(folder / "decision.md", decision.page())
+    return decision
+
+
+class _Search:
+    def __init__(
+        self,
+        dataset: Dataset,
+        start: Checkpoint,
+        folder: Path,
+        schedule: Schedule,
+        split_seed: int,
+        observer: Observer | None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._dataset, self._start, self._folder = dataset, start, folder
+        self._schedule, self._split_seed, self._observer = schedule, split_seed, observer
+        # bias correction is a step where calibrate offers it
+        corrects = "bias_correction" in inspect.signature(calibrate).parameters
+        self.steps = tuple(step for step in _STEPS if corrects or step != "PTQ + bias correction")
+        # QAT keeps the best epoch by dev score, what it started from included: that many looks at dev each
+        self.looks = len(self.steps) - 2 + 2 * (schedule.epochs + 1)
+
+    def answers(self, path: Path, split: str) -> StageOutputs:
+        checkpoint = load_checkpoint(path)
+        return score_split(predictor(checkpoint.model), checkpoint.facts, self._dataset, split=split).outputs
+
+    def candidates(self) -> Iterator[tuple[str, str, Path, float, tuple[Choice, ...]]]:
+        """Yield step, settings, checkpoint, seconds and variants; each is made when it is asked for."""
+        exact = self.answers(self._start.path, "calibration")
+        variants = [self._variant(method, exact, method=method) for method in METHODS]
+        best, path = min(variants, key=lambda item: item[0].kl)
+        yield "PTQ", best.name, path, _total(variants), tuple(item for item, _ in variants)
+        options: dict[str, Any] = {"method": best.name}
+        if "PTQ + bias correction" in self.steps:
+            corrected, corrected_path = self._variant(f"{best.name}-corrected", exact, **options, bias_correction=True)
+            yield "PTQ + bias correction", best.name, corrected_path, corrected.seconds, ()
+            if corrected.kl < best.kl:
+                options["bias_correction"], path = True, corrected_path
+        began = time.perf_counter()
+        found = measure_sensitivity(
+            load_checkpoint(path), self._dataset, self._folder / "sensitivity.json", split="calibration"
+        )
+        measured = time.perf_counter() - began
+        worst = [row.name for row in found.layers if row.kind == "layer"]
+        partial = []
+        for count in [count for count in _LEFT_OUT if count < len(worst)]:
+            spec = QuantizationSpec(skip=tuple(map(_literally, worst[:count])))
+            partial.append(self._variant(f"without-{count}", exact, **options, spec=spec))
+            if partial[-1][0].kl <= found.quantized.kl / 2:
+                break
+        if partial:
+            count = _LEFT_OUT[len(partial) - 1]
+            names = f"{best.name}; in float: {', '.join(worst[:count])}"
+            choices = tuple(item for item, _ in partial)
+            yield "partial quantization", names, partial[-1][1], measured + _total(partial), choices
+        yield from self._training(path)
+
+    def _training(self, path: Path) -> Iterator[tuple[str, str, Path, float, tuple[Choice, ...]]]:
+        for step, name, teaches in (("QAT", "qat", False), ("QAT + distillation", "qat-distilled", True)):
+            output = self._folder / f"{name}.safetensors"
+            teacher = load_checkpoint(self._start.path) if teaches else None
+
+            def train(output: Path = output, teacher: Checkpoint | None = teacher) -> SavedCheckpoint:
+                return qat(
+                    self._dataset,
+                    load_checkpoint(path),
+                    output,
+                    schedule=self._schedule,
+                    teacher=teacher,
+                    split_seed=self._split_seed,
+                    resume=resume_path_for(output).exists(),
+                    observer=self._observer,
+                )
+
+            settings = {"from": sha256_file(path), "schedule": self._schedule.model_dump(mode="json"), "step": step}
+            seconds = self._once(output, settings, train)
+            yield step, f"from {path.stem}, {self._schedule.epochs} epoch(s)", output, seconds, ()
+
+    def _variant(self, name: str, exact: StageOutputs, **options: Any) -> tuple[Choice, Path]:
+        path = self._folder / f"ptq-{name}.safetensors"
+        spec = options.get("spec")
+        settings = {**options, "spec": spec.model_dump(mode="json") if spec else None}
+        seconds = self._once(
+            path,
+            settings,
+            lambda: calibrate(
+                self._dataset, load_checkpoint(self._start.path), path, split_seed=self._split_seed, **options
+            ),
+        )
+        divergence = self.answers(path, "calibration").divergence_from(exact).mean
+        return Choice(name=str(options["method"]) if spec is None else name, kl=divergence, seconds=seconds), path
+
+    def _once(self, path: Path, settings: dict[str, Any], make: Callable[[], SavedCheckpoint]) -> float:
+        """Make a checkpoint unless it is there, made with the same settings; return the seconds that it took."""
+        everything = {**settings, "start": self._start.sha256, "data": self._dataset.fingerprint}
+        digest = sha256_bytes(json.dumps(everything, sort_keys=True).encode())
+        record = path.with_suffix(".step.json")
+        if path.is_file() and record.is_file():
+            try:
+                done = _Done.model_validate_json(record.read_text(encoding="utf-8"))
+            except ValidationError:
+                done = None
+            if done is not None and done.settings == digest and done.sha256 == sha256_file(path):
+                return done.seconds
+        saved = make()
+        done = _Done(settings=digest, sha256=saved.sha256, seconds=round(saved.seconds, 1))
+        atomic_write(record, done.model_dump_json() + "\n")
+        return done.seconds
+
+
+def _literally(name: str) -> str:
+    """Return a pattern that matches only this name."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _total(variants: list[tuple[Choice, Path]]) -> float:
+    return sum(choice.seconds for choice, _ in variants)

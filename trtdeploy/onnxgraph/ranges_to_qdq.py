@@ -83,7 +83,7 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
             given scales of a weight are not one per output channel.
         ModelError: A weight is not finite.
     """
-    _require_float_model(model)
+    require_float_model(model)
     graph = Graph(model.graph)
     known = {name for node in model.graph.node for name in [*node.input, *node.output]}
     unknown = tuple(name for name in [*ranges.scales, *ranges.weight_scales] if name not in known)
@@ -254,7 +254,12 @@ def _unusual_weight_scales(model: onnx.ModelProto) -> dict[str, Array]:
     return scales
 
 
-def _require_float_model(model: onnx.ModelProto) -> None:
+def require_float_model(model: onnx.ModelProto) -> None:
+    """Refuse a model that is quantized already, or whose opset has no Q/DQ per channel.
+
+    Raises:
+        QuantizationError: It is one of these.
+    """
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith("QLinear"):
             raise QuantizationError(

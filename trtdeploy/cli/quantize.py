@@ -1,0 +1,99 @@
+"""``trtdeploy quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trtdeploy.cli.console import Bars, door, print_json
+from trtdeploy.cli.plans import AsJson
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(quantize)
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(dir_okay=False, help="A float ONNX model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="The ONNX file to write.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="digits, a folder or archive of <split>/<class>/*.jpg, or .npy / .npz files of model inputs.",
+        ),
+    ],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", help="Ranges of activations: max, percentile, mse, entropy, or auto: what holds best here."
+        ),
+    ] = "auto",
+    percentile: Annotated[
+        float, typer.Option("--percentile", help="Percent of all |x| inside the range, for that method.")
+    ] = 99.99,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="Use so many of the calibration samples (default: all).")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which samples.")] = 0,
+    split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Of the splits that are drawn.")] = 0,
+    target: Annotated[
+        str, typer.Option("--target", help="Whose placement rules: tensorrt or onnxruntime.")
+    ] = "tensorrt",
+    skip: Annotated[
+        list[str] | None,
+        typer.Option("--skip", metavar="PATTERN", help="Nodes that stay in float, as /features/0*; may be repeated."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples in memory at once.")] = 8,
+    preprocessing: Annotated[
+        Path | None,
+        typer.Option("--preprocessing", dir_okay=False, help="JSON of resize, crop, mean, std, ... for images."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a float ONNX model to INT8 with Q/DQ, without training (PTQ)."""
+    with door(), Bars() as bars:
+        from trtdeploy.preprocessing import Preprocessing
+        from trtdeploy.ptq import PtqOptions
+        from trtdeploy.ptq import quantize as run
+
+        given: dict[str, Any] = {
+            "method": method,
+            "percentile": percentile,
+            "images": images,
+            "seed": seed,
+            "split_seed": split_seed,
+            "target": target,
+            "skip": tuple(skip or ()),
+            "batch_size": batch,
+        }
+        done = run(
+            model,
+            output,
+            data,
+            PtqOptions.model_validate(given),
+            preprocessing=Preprocessing.from_json(preprocessing.read_text()) if preprocessing else None,
+            progress=bars.show,
+        )
+        bars.finish()
+        if as_json:
+            print_json(done.as_json())
+            return
+        facts = done.calibration
+        name = facts["method"] if facts["percentile"] is None else f"{facts['method']} {facts['percentile']:g}"
+        if facts["candidates"]:
+            scored = ", ".join(f"{method} {score:.1f}" for method, score in facts["candidates"].items())
+            typer.echo(f"median SQNR in dB on held-out samples: {scored}")
+        typer.echo(
+            f"{output}: {done.quantized_layers} of {done.layers} layers and {done.activations} activations in INT8; "
+            f"{name} over {facts['images']} samples; SQNR of the outputs {done.output_sqnr_db:.1f} dB"
+        )
+        if done.dev is not None:
+            dev = done.dev
+            typer.echo(
+                f"dev top-1 on {dev.n} images: float {dev.float_top1.format()}%, INT8 {dev.int8_top1.format()}%, "
+                f"same answer {dev.agreement:.2f}%"
+            )

@@ -1,0 +1,98 @@
+"""One pass of a float model over samples, in ONNX Runtime, with a histogram of every tensor that will be quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from trtdeploy.calibration import AbsHistogram
+from trtdeploy.errors import ModelError, QuantizationError, RuntimeUnavailableError
+from trtdeploy.tensors import Array
+
+Run = Callable[[Mapping[str, Array]], list[Array]]
+
+
+def observe(
+    model: onnx.ModelProto, keys: Mapping[str, str], inputs: Iterable[Mapping[str, Array]]
+) -> dict[str, AbsHistogram]:
+    """Return the histograms of |x| of some tensors.
+
+    Args:
+        model: A float model.
+        keys: For each tensor the name of its histogram; tensors that share a scale share one.
+        inputs: Batches of the model's inputs.
+
+    Raises:
+        QuantizationError: A value is not finite; the message names the tensor.
+        ModelError: ONNX Runtime cannot run the model on the samples.
+    """
+    given = {value.name for value in model.graph.input}
+    made = [tensor for tensor in keys if tensor not in given]
+    run = runner(with_outputs(model, made), made)
+    histograms = {key: AbsHistogram() for key in keys.values()}
+    for batch in inputs:
+        values = {name: array for name, array in batch.items() if name in keys}
+        values.update(zip(made, run(batch) if made else (), strict=True))
+        for tensor, array in values.items():
+            try:
+                histograms[keys[tensor]].add(np.asarray(array, dtype=np.float32))
+            except QuantizationError as error:
+                raise QuantizationError(f"Tensor {tensor!r}: {error.message}", hint=error.hint) from error
+    return histograms
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """Return the model with some of its tensors as outputs in place of its own."""
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    del observed.graph.output[:]
+    observed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
+    return observed
+
+
+def runner(model: onnx.ModelProto, outputs: list[str]) -> Run:
+    """Return a function that runs a model in ONNX Runtime on the CPU.
+
+    Raises:
+        ModelError: ONNX Runtime does not accept the model, or cannot run it.
+        RuntimeUnavailableError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise RuntimeUnavailableError("ONNX Runtime is not installed.", hint="pip install onnxruntime") from error
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # its errors come as exceptions, its warnings mean nothing to the reader
+    try:
+        session: Any = ort.InferenceSession(serialized(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common base class for its errors
+        raise ModelError(f"ONNX Runtime does not accept the model: {error}") from error
+
+    def run(inputs: Mapping[str, Array]) -> list[Array]:
+        try:
+            answers: list[Array] = session.run(outputs, dict(inputs))
+        except Exception as error:  # likewise
+            raise ModelError(f"ONNX Runtime cannot run the model on these samples: {error}") from error
+        return answers
+
+    return run
+
+
+def serialized(model: onnx.ModelProto) -> bytes:
+    """Return the model as bytes.
+
+    Raises:
+        ModelError: It is larger than protobuf's 2 GiB.
+    """
+    try:
+        content: bytes = model.SerializeToString()
+    except Exception as error:  # protobuf's EncodeError, or ValueError, depending on its implementation
+        raise ModelError(
+            f"The model does not fit into one ONNX file of at most 2 GiB ({error}).",
+            hint="Quantize it in parts, or quantize the checkpoint with: python -m training calibrate",
+        ) from error
+    return content

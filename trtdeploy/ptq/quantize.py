@@ -1,0 +1,367 @@
+"""``trtdeploy quantize``: calibrate a float ONNX model and put Q/DQ where the target's rules want it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import version_converter
+from pydantic import BaseModel, ConfigDict, Field
+
+from trtdeploy.calibration import AbsHistogram, Method, amax_of
+from trtdeploy.errors import ModelError, QuantizationError, UsageError
+from trtdeploy.evaluation import Progress, evaluate, map_labels
+from trtdeploy.files import atomic_write, sha256_bytes
+from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
+from trtdeploy.onnxgraph.placement import Target, Wanted, wanted_sites
+from trtdeploy.onnxgraph.qdq import Graph, count_quantized, node_name, opset_version
+from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in
+from trtdeploy.onnxgraph.quantization_check import require_quantization
+from trtdeploy.onnxgraph.ranges_to_qdq import (
+    LOWEST_OPSET,
+    SMALLEST_AMAX,
+    channel_axis,
+    require_float_model,
+    weight_scale,
+)
+from trtdeploy.onnxgraph.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, load_source
+from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.ptq.choice import Candidate, score_candidates
+from trtdeploy.ptq.observe import observe, runner, serialized
+from trtdeploy.ptq.samples import Opened, Samples, batches, draw, ids_digest, open_samples
+from trtdeploy.statistics import Interval, sqnr_db
+from trtdeploy.tensors import Array
+
+_HELD_OUT = 128
+
+
+class PtqOptions(BaseModel):
+    """How a model is quantized.
+
+    Attributes:
+        method: How the ranges of activations are found; see ``trtdeploy.calibration``. ``auto`` tries all of them and
+            takes the one whose answers to held-out samples are closest to the float model's; see ``choice``. Weights
+            use the largest |w| per output channel.
+        percentile: Percent of all |x| inside the range, for the method of that name.
+        images: How many samples, drawn with ``seed``; all if None.
+        seed: Decides which.
+        split_seed: Of the splits of a dataset that has no folder for calibration.
+        target: Whose placement rules hold.
+        skip: Patterns (``fnmatch``) of the names of nodes that stay in float.
+        batch_size: Samples per run. All observed tensors of a batch are in memory at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    method: Method | Literal["auto"] = "auto"
+    percentile: float = Field(default=99.99, gt=0, le=100)
+    images: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    split_seed: int = Field(default=0, ge=0)
+    target: Target = "tensorrt"
+    skip: tuple[str, ...] = ()
+    batch_size: int = Field(default=8, ge=1)
+
+
+@dataclass(frozen=True)
+class DevScore:
+    """Top-1 in percent of both models on the dev split, and percent of samples with the same answer."""
+
+    n: int
+    float_top1: Interval
+    int8_top1: Interval
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What ``quantize`` wrote.
+
+    Attributes:
+        path: The file.
+        sha256: Its digest.
+        layers: Layers with constant weights.
+        quantized_layers: Those of them that Q/DQ quantizes.
+        activations: Quantized activation tensors.
+        calibration: What the file's metadata says about calibration.
+        output_sqnr_db: Signal to quantization noise of the outputs on the first batch.
+        dev: Scores, where the data has labels that the model knows.
+    """
+
+    path: Path
+    sha256: str
+    layers: int
+    quantized_layers: int
+    activations: int
+    calibration: dict[str, Any]
+    output_sqnr_db: float
+    dev: DevScore | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        dev = self.dev and {
+            "n": self.dev.n,
+            "float_top1": self.dev.float_top1.model_dump(),
+            "int8_top1": self.dev.int8_top1.model_dump(),
+            "agreement": self.dev.agreement,
+        }
+        return {**self.__dict__, "path": str(self.path), "dev": dev}
+
+
+def quantize(
+    model: str | Path,
+    output: str | Path,
+    data: str,
+    options: PtqOptions | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Quantized:
+    """Quantize a float ONNX model to explicit INT8 and write it.
+
+    Args:
+        model: A float ONNX file.
+        output: The ``.onnx`` file to write.
+        data: ``digits``, a folder or archive of ``<split>/<class>/*.jpg``, of which only the calibration split is
+            calibrated with, or .npy / .npz files of model inputs.
+        options: How.
+        preprocessing: How images become model input, for a model whose metadata does not say so.
+        progress: Called with a label, the samples done and the samples in all.
+
+    Raises:
+        ModelError: The file is no model that ONNX Runtime runs.
+        QuantizationError: The model is quantized already, nothing in it can be quantized, or a value is not finite.
+        DataError: The samples cannot be read or do not fit the model.
+        UsageError: A pattern matches nothing, or options contradict each other.
+    """
+    options = options or PtqOptions()
+    source = load_source(model)
+    if source.preprocessing is not None and preprocessing is not None:
+        raise UsageError(f"{model} says itself how images become its input; leave --preprocessing out.")
+    preprocessing = source.preprocessing or preprocessing
+    float_model = _prepared(source.proto)
+    wanted = _not_skipped(float_model, wanted_sites(float_model, target=options.target), options.skip)
+    sites = _quantizable(float_model, wanted)
+    with open_samples(data, source.inputs, preprocessing, split_seed=options.split_seed) as opened:
+        chosen = draw(opened.samples, options.images, options.seed)
+        size = _batch_size(source, options.batch_size, len(chosen))
+
+        def shown(label: str) -> Progress:
+            return lambda done, total: progress(label, done, total) if progress else None
+
+        keys = {wanted.tensor: _key(wanted) for wanted in sites if wanted.reason != "weight"}
+        observed, held_out = _parted(chosen, size) if options.method == "auto" else (chosen, [])
+        histograms = observe(float_model, keys, _Counted(opened.samples, observed, size, shown("calibrating")))
+        scores: dict[Candidate, float] = {}
+        if options.method == "auto":
+            scores = score_candidates(
+                float_model,
+                lambda candidate: put_in(float_model, _quantizers(float_model, sites, histograms, candidate)[0]),
+                list(batches(opened.samples, held_out, size)),
+                shown("choosing a method"),
+            )
+            best = max(scores, key=lambda candidate: scores[candidate])
+        else:
+            best = Candidate(options.method, options.percentile if options.method == "percentile" else None)
+        quantizers, clamped = _quantizers(float_model, sites, histograms, best)
+        quantized = put_in(float_model, quantizers)
+        calibration = {
+            "method": best.method,
+            "percentile": best.percentile,
+            "candidates": {candidate.name: round(score, 3) for candidate, score in scores.items()},
+            "images": len(observed),
+            "seed": options.seed,
+            "image_ids_sha256": ids_digest(opened.samples, observed),
+            "clamped_ranges": clamped,
+            "target": options.target,
+            "skip": list(options.skip),
+            "float_sha256": source.sha256,
+        }
+        _set_metadata(quantized, calibration, preprocessing)
+        require_quantization(quantized)
+        content = serialized(quantized)
+        first = opened.samples.batch(chosen[:size])
+        outputs = [value.name for value in float_model.graph.output]
+        sqnr = _sqnr(runner(float_model, outputs)(first), runner(quantized, outputs)(first))
+        dev = _score(source, float_model, quantized, opened, preprocessing, shown("scoring"))
+    atomic_write(output, content)
+    counted = count_quantized(quantized)
+    return Quantized(
+        path=Path(output),
+        sha256=sha256_bytes(content),
+        layers=counted.weighted_layers,
+        quantized_layers=counted.quantized_layers,
+        activations=len(keys),
+        calibration=calibration,
+        output_sqnr_db=sqnr,
+        dev=dev,
+    )
+
+
+class _Counted:
+    """Batches that report how many of their samples are done."""
+
+    def __init__(self, samples: Samples, chosen: list[int], size: int, progress: Progress) -> None:
+        self._given = samples, chosen, size
+        self._progress = progress
+
+    def __iter__(self) -> Any:
+        samples, chosen, size = self._given
+        for index, batch in enumerate(batches(samples, chosen, size), 1):
+            yield batch
+            self._progress(min(index * size, len(chosen)), len(chosen))
+
+
+def _parted(chosen: list[int], size: int) -> tuple[list[int], list[int]]:
+    """Hold out a quarter of the samples, at most ``_HELD_OUT``, evenly spread; whole batches of both."""
+    held = min(_HELD_OUT, len(chosen) // 4) // size * size
+    if not held or len(chosen) - held < 1:
+        raise UsageError(
+            f"--method auto holds out a quarter of the samples to choose with, and {len(chosen)} are too few for that.",
+            hint=f"Give at least {4 * size} samples, or a --method.",
+        )
+    picked = set(np.linspace(0, len(chosen) - 1, held).round().astype(int).tolist())
+    return [c for i, c in enumerate(chosen) if i not in picked], [c for i, c in enumerate(chosen) if i in picked]
+
+
+def _prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a float model with an opset that has what Q/DQ needs."""
+    if opset_version(proto) < LOWEST_OPSET:
+        try:
+            proto = version_converter.convert_version(proto, LOWEST_OPSET)
+        except Exception as error:  # the converter is C++ and raises RuntimeError for all it does not know
+            raise ModelError(
+                f"The model uses opset {opset_version(proto)}, and cannot be converted to {LOWEST_OPSET}: {error}",
+                hint=f"Export it again with opset {LOWEST_OPSET} or later.",
+            ) from error
+    require_float_model(proto)
+    return proto
+
+
+def _not_skipped(model: onnx.ModelProto, sites: list[Wanted], skip: tuple[str, ...]) -> list[Wanted]:
+    names = {node.output[0]: node_name(node) for node in model.graph.node if node.output}
+    candidates = sorted({names[wanted.site[0]] for wanted in sites})
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in candidates):
+            near = difflib.get_close_matches(pattern, candidates, n=3, cutoff=0.0)
+            raise UsageError(
+                f"--skip {pattern} matches no node that would be quantized. Near names: {', '.join(near)}."
+            )
+    return [wanted for wanted in sites if not any(fnmatchcase(names[wanted.site[0]], pattern) for pattern in skip)]
+
+
+def _quantizable(model: onnx.ModelProto, sites: list[Wanted]) -> list[Wanted]:
+    """Leave out layers whose weights are not float32: their input stays in float too."""
+    graph = Graph(model.graph)
+    left: set[str] = set()
+    for wanted in sites:
+        if wanted.reason == "weight":
+            weight = graph.constant(wanted.tensor)
+            if weight is None or weight.dtype != np.float32:
+                left.add(wanted.site[0])
+            elif not np.isfinite(weight).all():
+                raise ModelError(f"The weights {wanted.tensor!r} are not finite.")
+    kept = [wanted for wanted in sites if wanted.site[0] not in left]
+    if not any(wanted.reason == "weight" for wanted in kept):
+        raise QuantizationError(
+            "Nothing in the model can be quantized: no Conv, ConvTranspose, Gemm or MatMul has constant float32 "
+            "weights, or --skip leaves none."
+        )
+    return kept
+
+
+def _key(wanted: Wanted) -> str:
+    return wanted.tensor if wanted.group is None else f"group {wanted.group}"
+
+
+def _quantizers(
+    model: onnx.ModelProto, sites: list[Wanted], histograms: Mapping[str, AbsHistogram], chosen: Candidate
+) -> tuple[dict[Site, Quantizer], int]:
+    """Return a quantizer for every site, and how many ranges were 0 and are tiny now."""
+    graph = Graph(model.graph)
+    amax = {
+        key: amax_of(found, chosen.method, percentile=chosen.percentile or 100) for key, found in histograms.items()
+    }
+    quantizers: dict[Site, Quantizer] = {}
+    for wanted in sites:
+        if wanted.reason == "weight":
+            weight = graph.constant(wanted.tensor)
+            assert weight is not None  # ``_quantizable`` has seen it
+            axis = channel_axis(graph.producer[wanted.site[0]], wanted.site[1], weight.ndim)
+            scale = weight_scale(weight, axis)
+            quantizers[wanted.site] = Quantizer(wanted.tensor, scale, axis if scale.ndim else None)
+        else:
+            largest = np.maximum(np.float32(amax[_key(wanted)]), SMALLEST_AMAX)
+            quantizers[wanted.site] = Quantizer(wanted.tensor, np.asarray(largest / np.float32(INT8_BOUND)))
+    return quantizers, sum(bool(value < SMALLEST_AMAX) for value in amax.values())
+
+
+def _batch_size(source: SourceModel, wanted: int, samples: int) -> int:
+    fixed = {spec.shape[0] for spec in source.inputs if spec.shape and spec.shape[0] > 0}
+    if len(fixed) > 1:
+        raise UsageError(f"The inputs of {source.path} have different batch sizes: {sorted(fixed)}.")
+    if not fixed:
+        return wanted
+    size = fixed.pop()
+    if samples % size:
+        raise UsageError(
+            f"{source.path} takes batches of exactly {size}, and {samples} samples are not a multiple of that.",
+            hint=f"Give --images {max(size, samples // size * size)}.",
+        )
+    return size
+
+
+def _set_metadata(model: onnx.ModelProto, calibration: dict[str, Any], preprocessing: Preprocessing | None) -> None:
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    known[CALIBRATION_KEY] = json.dumps(calibration)
+    if preprocessing is not None:
+        known[PREPROCESSING_KEY] = preprocessing.to_json()
+    onnx.helper.set_model_props(model, known)
+
+
+def _sqnr(expected: list[Array], answered: list[Array]) -> float:
+    floats = [(a, b) for a, b in zip(expected, answered, strict=True) if np.issubdtype(a.dtype, np.floating)]
+    if not floats:
+        return float("inf")
+    return sqnr_db(np.concatenate([a.ravel() for a, _ in floats]), np.concatenate([b.ravel() for _, b in floats]))
+
+
+def _score(
+    source: SourceModel,
+    float_model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    opened: Opened,
+    preprocessing: Preprocessing | None,
+    progress: Progress,
+) -> DevScore | None:
+    """Score both models on dev, where the dataset's classes are the model's labels and batches may have any size."""
+    dataset = opened.dataset
+    if dataset is None or preprocessing is None or source.labels is None or len(source.outputs) != 1:
+        return None
+    if not set(dataset.classes) <= set(source.labels) or source.inputs[0].shape[0] > 0:
+        return None
+    name, answer = source.inputs[0].name, [source.outputs[0].name]
+    scores = []
+    for model in (float_model, quantized):
+        run = runner(model, answer)
+
+        def predict(inputs: Array, run: Callable[[Mapping[str, Array]], list[Array]] = run) -> Array:
+            return run({name: inputs})[0]
+
+        scored = evaluate(
+            predict,
+            dataset.split("dev"),
+            preprocessing,
+            label_map=map_labels(dataset, source.labels),
+            batch_size=64,
+            progress=progress,
+        )
+        scores.append(scored.outputs)
+    return DevScore(len(scores[0].ids), scores[0].top1, scores[1].top1, scores[1].agreement(scores[0]))

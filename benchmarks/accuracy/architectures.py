@@ -1,0 +1,99 @@
+"""Architectures that nothing was tuned for go through ``training auto`` untouched: residual adds, and concatenations.
+
+``python -m benchmarks.accuracy.architectures --work DIR`` trains each float network (once), runs ``decide`` on it and
+asks the linter, the TensorRT-RTX builder and ONNX Runtime about the exported model. What is in DIR is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.accuracy.results import CIFAR10, Table, require, write_result
+from trtdeploy.cli.console import door
+
+_NETWORKS = ("resnet", "densenet")
+
+
+def main(
+    work: Annotated[Path, typer.Option("--work", file_okay=False, help="Keeps checkpoints between runs.")],
+    data: Annotated[Path, typer.Option("--data")] = CIFAR10,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the float trainings.")] = 3,
+    max_drop: Annotated[float, typer.Option("--max-drop", help="In percentage points.")] = 0.5,
+) -> None:
+    """Measure, and write ``results/accuracy/architectures.json``."""
+    with door():
+        require(data)
+        from trtdeploy.datasets import open_dataset
+
+        with open_dataset(str(data)) as dataset:
+            found = {name: _through(dataset, name, work / name, epochs, max_drop) for name in _NETWORKS}
+        rows = [
+            (
+                name,
+                trial["step"],
+                f"{trial['top1']['value']:.2f}",
+                f"{trial['difference']['difference']['value']:+.2f}",
+                "yes" if trial["proof"]["shown"] else "no",
+                f"{trial['seconds']:.0f}",
+            )
+            for name, facts in found.items()
+            for trial in facts["decision"]["trials"]
+        ]
+        table = Table(
+            title="Architectures that nobody tuned for, through `training auto`",
+            columns=("network", "step", "dev top-1 %", "against float", "shown", "seconds"),
+            rows=tuple(rows),
+            note=" ".join(f"{name}: {facts['verdict']}" for name, facts in found.items()),
+        )
+        path = write_result("architectures", {"max_drop": max_drop, "networks": found}, tables=(table,))
+        typer.echo(str(path))
+
+
+def _through(dataset: Any, name: str, folder: Path, epochs: int, max_drop: float) -> dict[str, Any]:
+    from training.augmentation import Augmentation
+    from training.auto import decide
+    from training.checkpoint import load_checkpoint
+    from training.fit import fit
+    from training.schedule import Schedule
+
+    start = folder / "float.safetensors"
+    if not start.is_file():
+        schedule = Schedule(
+            epochs=epochs, batch_size=128, learning_rate=4e-3, augmentation=Augmentation(shift_px=2, flip=True)
+        )
+        model = f"benchmarks.accuracy.small_networks:thin_{name}"
+        fit(dataset, start, schedule=schedule, model=model, image_size=32)
+    trained = load_checkpoint(start).facts.training
+    decision = decide(
+        dataset, start, folder / "auto", max_drop=max_drop, say=lambda line: typer.echo(f"{name}: {line}", err=True)
+    )
+    return {
+        "training": trained.model_dump(mode="json") if trained else None,
+        "verdict": decision.verdict,
+        "decision": decision.model_dump(mode="json"),
+        "checks": _checks(folder / "auto" / decision.onnx, folder / "plans"),
+    }
+
+
+def _checks(model: Path, folder: Path) -> dict[str, Any]:
+    """Ask the command line, as a user would: the linter, and the builders of TensorRT-RTX and ONNX Runtime."""
+    from typer.testing import CliRunner
+
+    from trtdeploy.cli.main import app
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lint = CliRunner().invoke(app, ["lint", str(model), "--json"])
+    checks: dict[str, Any] = {"lint": {"exit_code": lint.exit_code, "report": json.loads(lint.stdout or "null")}}
+    for runtime in ("tensorrt-rtx", "onnxruntime"):
+        plan = folder / f"{runtime}.plan"
+        built = CliRunner().invoke(app, ["build", str(model), "-o", str(plan), "--runtime", runtime])
+        checks[runtime] = {"exit_code": built.exit_code, "said": built.output[-500:]}
+    return checks
+
+
+if __name__ == "__main__":
+    typer.run(main)

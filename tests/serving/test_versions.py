@@ -3,14 +3,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from trtdeploy.errors import PlanCorruptError, RepositoryError
-from trtdeploy.plan import Plan
+from trtdeploy.errors import ModelError, PlanCorruptError, RepositoryError
+from trtdeploy.plan import DeviceFacts, Plan, RuntimeFacts, write_plan
 from trtdeploy.triton.config import check_config
 from trtdeploy.triton.deployed import compare
-from trtdeploy.triton.repository import package, versions
+from trtdeploy.triton.repository import package, read_config, versions
 from trtdeploy.triton.sample import difference, read_sample
 from trtdeploy.triton.versions import active_version, list_versions, promote, prune, publish, rollback
 
@@ -148,3 +149,37 @@ def test_a_plan_is_compared_with_what_is_deployed(qdq_plan: Plan, models: Path) 
     changed = compare(qdq_plan.path, models, "m")
     assert not changed.same
     assert "-  count: 2\n+  count: 1" in changed.config_diff
+
+
+def for_gpu(plan: Plan, target: Path, capability: str, **changes: Any) -> Path:
+    facts = {
+        "runtime": RuntimeFacts(name="tensorrt", version="10.16.1.11"),
+        "device": DeviceFacts(kind="gpu", name="a GPU", capability=capability),
+        **changes,
+    }
+    return write_plan(target, plan.path.read_bytes(), plan.manifest.model_copy(update=facts)).path
+
+
+def test_each_gpu_loads_its_own_plan(qdq_plan: Plan, models: Path, tmp_path: Path) -> None:
+    plan, other = (for_gpu(qdq_plan, tmp_path / f"{name}.plan", name) for name in ("8.9", "9.0"))
+    folder = publish(plan, models, "m", other_gpus=[other]).folder
+    assert dict(read_config(folder).cc_model_filenames) == {"9.0": "sm9.0.plan"}
+    files = {path.name for path in (folder / "1").iterdir()}
+    assert {"model.plan", "model.plan.json", "sm9.0.plan", "sm9.0.plan.json"} <= files
+    text = (folder / "config.pbtxt").read_text()
+    assert not [finding for finding in check_config(text, folder, gpus=2) if finding.severity == "error"]
+    (folder / "1" / "sm9.0.plan").unlink()
+    assert any("sm9.0.plan" in str(finding) for finding in check_config(text, folder, gpus=2))
+    for bad in (plan, qdq_plan.path, for_gpu(qdq_plan, tmp_path / "x.plan", "9.0", inputs=())):
+        with pytest.raises(ModelError):
+            publish(plan, models, "m", other_gpus=[bad])
+    assert versions(folder) == [1]
+
+
+def test_publishing_leaves_all_served_versions_served(qdq_plan: Plan, models: Path) -> None:
+    folder = package(qdq_plan.path, models, "m").folder
+    package(qdq_plan.path, models, "m")
+    with (folder / "config.pbtxt").open("a") as config:
+        config.write("version_policy { all { } }\n")
+    publish(qdq_plan.path, models, "m")
+    assert list(read_config(folder).version_policy.specific.versions) == [1, 2]

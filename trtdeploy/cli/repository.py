@@ -87,7 +87,9 @@ def package(
 def publish(
     plan: PlanFile,
     name: Name,
-    repository: NewRepository,
+    repository: Annotated[
+        str, typer.Option("--repository", help="The model repository, or its URL; made if it is not there.")
+    ],
     version: NewVersion = None,
     config: ConfigFile = None,
     max_batch_size: MaxBatchSize = None,
@@ -98,6 +100,10 @@ def publish(
         list[str] | None,
         typer.Option("--sample", help="NAME=FILE.npy, a known input to test a server with [default: noise]."),
     ] = None,
+    other_gpu: Annotated[
+        list[Path] | None,
+        typer.Option("--other-gpu", dir_okay=False, help="A plan of the same model for another compute capability."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a version that is not served before it is promoted, and say which Triton releases load it."""
@@ -105,20 +111,26 @@ def publish(
         from trtdeploy.doctor.triton_releases import preflight
         from trtdeploy.plan import read_manifest
         from trtdeploy.triton.config import predicted_memory
+        from trtdeploy.triton.remote import checked_out
         from trtdeploy.triton.versions import active_version
         from trtdeploy.triton.versions import publish as run
 
         options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)
         manifest = read_manifest(plan)
-        published = run(plan, repository, name, version=version, options=options, sample=_sample(sample, manifest))
+        known = _sample(sample, manifest)
+        with checked_out(repository, name) as root:
+            published = run(
+                plan, root, name, version=version, options=options, sample=known, other_gpus=other_gpu or ()
+            )
+            active = active_version(published.folder)
+        where = f"{repository.rstrip('/')}/{name}"
         memory = predicted_memory(manifest, options)
         releases = preflight(manifest)
-        active = active_version(published.folder)
         if as_json:
-            facts = {"name": name, "version": published.version, "folder": str(published.folder), "active": active}
+            facts = {"name": name, "version": published.version, "folder": where, "active": active}
             print_json({**facts, "predicted_memory": _memory_facts(memory), "triton_releases": releases})
             return
-        typer.echo(f"{published.folder}: version {published.version}, active is {active}")
+        typer.echo(f"{where}: version {published.version}, active is {active}")
         typer.echo(_memory_text(memory))
         for verdict, names in releases.items():
             if names:

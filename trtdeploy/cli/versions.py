@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtdeploy.cli.console import door, finite_seconds, print_json
-from trtdeploy.errors import GateError
+from trtdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from trtdeploy.triton.history import Step
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Name = Annotated[str, typer.Option("--name", help="Model name in Triton.")]
-Repository = Annotated[Path, typer.Option("--repository", help="The model repository.")]
+Repository = Annotated[str, typer.Option("--repository", help="The model repository, or its URL (s3://...).")]
 Url = Annotated[
     str | None,
     typer.Option("--url", help="http://HOST:PORT of a server with explicit model control: test there, then exchange."),
@@ -69,7 +69,7 @@ def rollback(
 def _change(
     step: Step,
     name: str,
-    repository: Path,
+    repository: str,
     version: int | None,
     url: str | None,
     timeout: float,
@@ -78,13 +78,20 @@ def _change(
 ) -> None:
     from trtdeploy.triton import versions as offline
     from trtdeploy.triton.promotion import promote_live
+    from trtdeploy.triton.remote import checked_out, is_url
 
-    if url is not None:
-        done = promote_live(repository, name, version, url=url, timeout_s=timeout, step=step, force=force)
-    elif step == "rollback":
-        done = offline.rollback(repository, name, version, force=force)
-    else:
-        done = offline.promote(repository, name, version, force=force)
+    if url is not None and is_url(repository):
+        raise UsageError(
+            f"--url tests and exchanges versions on a server of a local repository; {repository} is remote.",
+            hint="Promote without --url, then let the server load the model.",
+        )
+    with checked_out(repository, name) as root:
+        if url is not None:
+            done = promote_live(root, name, version, url=url, timeout_s=timeout, step=step, force=force)
+        elif step == "rollback":
+            done = offline.rollback(root, name, version, force=force)
+        else:
+            done = offline.promote(root, name, version, force=force)
     if as_json:
         print_json({"name": done.name, "version": done.version, "before": done.before, "url": url})
     else:
@@ -95,9 +102,11 @@ def _change(
 def versions(name: Name, repository: Repository, as_json: AsJson = False) -> None:
     """List the versions of a model, and which one is served."""
     with door():
+        from trtdeploy.triton.remote import checked_out
         from trtdeploy.triton.versions import list_versions
 
-        listed = list_versions(repository, name)
+        with checked_out(repository, name) as root:
+            listed = list_versions(root, name)
         if as_json:
             print_json(
                 [
@@ -131,9 +140,11 @@ def prune(
 ) -> None:
     """Remove old versions; the one that is served, and the one to roll back to, stay."""
     with door():
+        from trtdeploy.triton.remote import checked_out
         from trtdeploy.triton.versions import prune as run
 
-        gone = run(repository, name, keep=keep)
+        with checked_out(repository, name) as root:
+            gone = run(root, name, keep=keep)
         if as_json:
             print_json({"removed": gone})
         else:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtdeploy.errors import PlanIncompatibleError, RepositoryError, RuntimeUnavailableError
+from trtdeploy.errors import ModelError, PlanIncompatibleError, RepositoryError, RuntimeUnavailableError
 from trtdeploy.files import atomic_write, locked, sha256_bytes, sync_folder
-from trtdeploy.plan import read_plan
+from trtdeploy.plan import Manifest, read_plan
 from trtdeploy.tensors import Array
 from trtdeploy.triton.config import PackageOptions, check_config, config_text, make_config
 from trtdeploy.triton.history import History, Step, VersionFacts, read_history, write_history
@@ -69,6 +69,7 @@ def publish(
     version: int | None = None,
     options: PackageOptions | None = None,
     sample: Mapping[str, Array] | None = None,
+    other_gpus: Sequence[str | Path] = (),
 ) -> PackagedModel:
     """Add a version to a repository. It is not served before it is promoted, unless it is the first one.
 
@@ -79,6 +80,7 @@ def publish(
         version: Version number; the next free one if None.
         options: How it shall be served.
         sample: A known input by name, to test a server with; noise if None.
+        other_gpus: The same model's TensorRT plans for other compute capabilities; each GPU loads its own.
 
     Raises:
         PlanCorruptError: The plan does not match its manifest.
@@ -90,7 +92,7 @@ def publish(
     check_name(name, version)
     content, manifest = read_plan(plan)
     config = make_config(manifest, name, options)
-    extra: dict[str, bytes] = {}
+    extra: dict[str, bytes] = _plans_by_capability(config, manifest, other_gpus)
     try:
         extra[SAMPLE_FILE] = record_sample(Path(plan), sample or default_sample(manifest))
     except (PlanIncompatibleError, RuntimeUnavailableError) as error:
@@ -106,7 +108,7 @@ def publish(
             _pin(config, number)
             extra[CONFIG_FILE] = config_text(config).encode()
             if active is not None:
-                _keep_active(folder, active)
+                _keep_active(folder)
             publish_folder(
                 PlanFile(content, manifest),
                 folder,
@@ -303,17 +305,50 @@ def check_plan(version: Path) -> None:
         read_plan(manifest.with_suffix(""))
 
 
-def _keep_active(folder: Path, active: int) -> None:
-    """Name the active version in the config, so that a new folder beside it changes nothing."""
-    config = read_config(folder)
-    if config.version_policy.WhichOneof("policy_choice") != "specific":
-        _pin(config, active)
-        atomic_write(folder / CONFIG_FILE, config_text(config))
+def _plans_by_capability(config: Any, manifest: Manifest, others: Sequence[str | Path]) -> dict[str, bytes]:
+    """Enter plans for other GPUs into the config, and return their files.
+
+    Triton takes the file that ``cc_model_filenames`` has for a GPU's compute capability, else the default one.
+    """
+    files: dict[str, bytes] = {}
+    taken = {manifest.device.capability}
+    for path in others:
+        content, other = read_plan(path)
+        if other.runtime.name != "tensorrt" or manifest.runtime != other.runtime:
+            raise ModelError(
+                f"{path} is a plan of {other.runtime.name} {other.runtime.version}; plans for several "
+                f"GPUs are TensorRT's, of one version: {manifest.runtime.name} {manifest.runtime.version}."
+            )
+        if (other.inputs, other.outputs, other.onnx.sha256) != (
+            manifest.inputs,
+            manifest.outputs,
+            manifest.onnx.sha256,
+        ):
+            raise ModelError(f"{path} was built from another model.", hint="Build all plans from one ONNX file.")
+        if other.device.capability in taken:
+            raise ModelError(f"There are two plans for compute capability {other.device.capability}.")
+        taken.add(other.device.capability)
+        name = f"sm{other.device.capability}.plan"
+        config.cc_model_filenames[other.device.capability] = name
+        files |= {name: content, f"{name}.json": other.to_json().encode()}
+    return files
 
 
-def _pin(config: Any, version: int) -> None:
+def _keep_active(folder: Path) -> None:
+    """Name the versions that are served in the config, so that a new folder beside them changes nothing."""
+    config, there = read_config(folder), versions(folder)
+    policy = config.version_policy
+    chosen = policy.WhichOneof("policy_choice")
+    if chosen == "specific":
+        return
+    served = there if chosen == "all" else there[-max(policy.latest.num_versions, 1) :]
+    _pin(config, *served)
+    atomic_write(folder / CONFIG_FILE, config_text(config))
+
+
+def _pin(config: Any, *served: int) -> None:
     config.version_policy.Clear()
-    config.version_policy.specific.versions.append(version)
+    config.version_policy.specific.versions.extend(served)
 
 
 def _with_digest(history: History, folder: Path) -> History:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.augmentation import Augmentation
+from training.distributed import Workers
 from trtdeploy.datasets import Split
 from trtdeploy.errors import DataError
 from trtdeploy.preprocessing import Preprocessing
 
+_ALONE = Workers()
 _AHEAD = 2
 """Batches decoded ahead of the one in use: enough to hide a slow one, little enough to hold in memory."""
 
@@ -30,9 +32,14 @@ class TrainingBatches:
         seed: Decides order and augmentation, together with the epoch.
         augmentation: What is changed at random.
         label_map: The model's class index for each class index of the dataset.
+        workers: The processes that share each batch; this one gets its part.
+
+    Attributes:
+        batch_size: Samples per batch, over all processes.
 
     Raises:
         DataError: There are fewer than 2 samples; batch norm has no statistics over one.
+        UsageError: A batch cannot be shared equally.
     """
 
     def __init__(
@@ -44,10 +51,12 @@ class TrainingBatches:
         seed: int,
         augmentation: Augmentation,
         label_map: Sequence[int],
+        workers: Workers = _ALONE,
     ) -> None:
         if len(split) < 2:
             raise DataError(f"The split {split.name!r} has {len(split)} images; training needs at least 2.")
         self.batch_size = min(batch_size, len(split))
+        self._part = workers.part_of(self.batch_size)
         self.steps_per_epoch = len(split) // self.batch_size
         self._split = split
         self._preprocessing = preprocessing
@@ -56,7 +65,10 @@ class TrainingBatches:
         self._labels = np.asarray(label_map, dtype=np.int64)[split.labels]
 
     def epoch(self, number: int, *, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the first ``steps`` batches of an epoch: images ``(N, C, H, W)`` float32 and labels ``(N,)`` int64.
+        """Yield this process's part of the first ``steps`` batches of an epoch.
+
+        Yields:
+            Images ``(N, C, H, W)`` float32 and labels ``(N,)`` int64.
 
         Raises:
             DataError: An image cannot be read.
@@ -84,5 +96,7 @@ class TrainingBatches:
     def _load(self, chosen: NDArray[np.int64], seed: list[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         # No torch in here: one parallel operation would give this thread a second team of OpenMP workers, and more
         # workers than cores stop spinning and fall asleep between operations, which halves the speed of training.
-        pixels = self._augmentation(self._split.pixels(self._preprocessing, chosen), np.random.default_rng(seed))
-        return self._preprocessing.normalise(pixels), self._labels[chosen]
+        mine = chosen[self._part]
+        pixels = self._split.pixels(self._preprocessing, mine)
+        pixels = self._augmentation(pixels, np.random.default_rng(seed), part=self._part, of=len(chosen))
+        return self._preprocessing.normalise(pixels), self._labels[mine]

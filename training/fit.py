@@ -19,14 +19,20 @@ from training.checkpoint import (
     default_image_size,
     warn_of_other_splits,
 )
+from training.distributed import Workers
 from training.loop import Observer, finish, train
 from training.models import DEFAULT_MODEL, create_model
+from training.objective import LabelObjective
+from training.optimization import Execution
 from training.schedule import Schedule
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import map_labels
 from trtdeploy.files import sha256_bytes
 from trtdeploy.preprocessing import Preprocessing
+
+_ALONE = Workers()
+_ON_CPU = Execution()
 
 
 def default_schedule(dataset: Dataset) -> Schedule:
@@ -64,6 +70,8 @@ def fit(
     start: Checkpoint | None = None,
     split_seed: int = 0,
     resume: bool = False,
+    workers: Workers = _ALONE,
+    execution: Execution = _ON_CPU,
     observer: Observer | None = None,
 ) -> SavedCheckpoint:
     """Train and write the epoch that scores best on the dev split.
@@ -77,6 +85,8 @@ def fit(
         start: Float checkpoint to start from; it then decides model, labels and preprocessing.
         split_seed: The one that the dataset was opened with.
         resume: Continue an interrupted run.
+        workers: The processes that train together.
+        execution: Device and precision.
         observer: Is told how it goes.
 
     Raises:
@@ -111,25 +121,32 @@ def fit(
         dataset=dataset_facts(dataset, split_seed=split_seed),
         parent_sha256=start.sha256 if start else None,
     )
+    label_map = map_labels(dataset, facts.labels)
     trained = train(
         network,
         dataset,
         facts.preprocessing,
         schedule,
-        label_map=map_labels(dataset, facts.labels),
+        objective=LabelObjective(label_map, label_smoothing=schedule.label_smoothing),
+        label_map=label_map,
         output=output,
-        settings_digest=settings_digest("fit", schedule, facts),
+        settings_digest=settings_digest("fit", schedule, facts, amp=execution.amp, workers=workers.count),
         resume=resume,
+        workers=workers,
+        execution=execution,
         observer=observer,
     )
-    return finish(output, trained, schedule, facts, images=len(dataset.split("train")), started=started)
+    return finish(
+        output, trained, schedule, facts, images=len(dataset.split("train")), started=started, workers=workers
+    )
 
 
-def settings_digest(command: str, schedule: Schedule, facts: CheckpointFacts) -> str:
+def settings_digest(command: str, schedule: Schedule, facts: CheckpointFacts, **more: str | float | None) -> str:
     """Return a digest of everything that a resumed run must have in common with the interrupted one."""
     settings: dict[str, Any] = {
         "command": command,
         "schedule": schedule.model_dump(mode="json"),
         "facts": facts.model_dump(mode="json"),
+        **more,
     }
     return sha256_bytes(json.dumps(settings, sort_keys=True).encode())

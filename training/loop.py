@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,18 +17,21 @@ from torch import Tensor, nn
 
 from training.checkpoint import CheckpointFacts, DevMetrics, SavedCheckpoint, TrainingFacts, save_checkpoint
 from training.data import TrainingBatches
-from training.predict import predictor
+from training.distributed import Workers
+from training.objective import Objective
+from training.objective import score as score
+from training.optimization import Execution, make_optimizer, set_learning_rate, set_modes, threads_for
+from training.quantization.range_learning import LearnedRanges
 from training.resume import ResumeState, delete_resume, load_resume, resume_path_for, save_resume
 from training.schedule import Schedule
-from trtdeploy.datasets import Dataset, Split
+from trtdeploy.datasets import Dataset
 from trtdeploy.errors import LedgerError, TrainingError
-from trtdeploy.evaluation import evaluate
 from trtdeploy.files import atomic_write
 from trtdeploy.preprocessing import Preprocessing
 
-EVALUATION_BATCH = 128
-_PIXELS_WORTH_THREADS = 1 << 17
-"""Pixels per batch below which one thread does the work: 128 images of 32x32."""
+_ALONE = Workers()
+_ON_CPU = Execution()
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Observer(Protocol):
@@ -73,6 +76,24 @@ class _Run:
 
 
 @dataclass(frozen=True)
+class _Training:
+    """What stays the same during training; with several workers, ``parallel`` is called in place of ``model``."""
+
+    model: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: TrainingBatches
+    schedule: Schedule
+    objective: Objective
+    ranges: LearnedRanges | None
+    workers: Workers
+    execution: Execution
+    observer: Observer
+    steps: int
+    epochs: int
+
+
+@dataclass(frozen=True)
 class Trained:
     """What training returns; ``history`` has one entry per epoch."""
 
@@ -87,28 +108,21 @@ def metrics_path_for(output: Path) -> Path:
     return output.with_name(f"{output.stem}.metrics.jsonl")
 
 
-def score(model: nn.Module, split: Split, preprocessing: Preprocessing, label_map: Sequence[int]) -> DevMetrics:
-    """Return top-1 and mean cross-entropy of a network on a split.
-
-    Raises:
-        LedgerError: An answer is not finite.
-    """
-    outputs = evaluate(predictor(model), split, preprocessing, label_map=label_map, batch_size=EVALUATION_BATCH).outputs
-    loss = nn.functional.cross_entropy(torch.from_numpy(outputs.logits), torch.from_numpy(outputs.labels))
-    return DevMetrics(top1=outputs.top1.value, loss=float(loss), n=len(outputs.ids))
-
-
 def train(
     model: nn.Module,
     dataset: Dataset,
     preprocessing: Preprocessing,
     schedule: Schedule,
     *,
+    objective: Objective,
     label_map: Sequence[int],
     output: Path,
     settings_digest: str,
+    ranges: LearnedRanges | None = None,
     resume: bool = False,
     count_start: bool = False,
+    workers: Workers = _ALONE,
+    execution: Execution = _ON_CPU,
     observer: Observer | None = None,
 ) -> Trained:
     """Train on the split ``train`` and keep the state that scores best on ``dev``.
@@ -121,15 +135,20 @@ def train(
         dataset: Labelled images.
         preprocessing: How images become model input.
         schedule: How to train.
+        objective: What is minimised, and what decides which epoch is the best.
         label_map: The model's class index for each class of the dataset.
-        output: The checkpoint that the caller will write; names the files beside it.
+        output: The checkpoint that the caller will write; names the files beside it. Each process reads them, so on
+            several machines they lie in a folder that all of them see.
         settings_digest: Names everything that a resumed run must have in common with the interrupted one.
+        ranges: Those of the network that move; none if None.
         resume: Continue from the file beside ``output``.
         count_start: Let the network as given compete for the best.
+        workers: The processes that train together.
+        execution: Device and precision.
         observer: Is told how it goes.
 
     Raises:
-        TrainingError: The loss, or an answer on dev, is not finite.
+        TrainingError: The loss, or an answer on dev, is not finite, or another process ended.
         CheckpointError: There is nothing to resume, or it belongs to other settings.
         TrainingInterrupted: Ctrl-C.
     """
@@ -141,31 +160,42 @@ def train(
         seed=schedule.seed,
         augmentation=schedule.augmentation,
         label_map=label_map,
+        workers=workers,
     )
     steps = batches.steps_per_epoch * schedule.epochs
     steps = min(steps, schedule.max_steps or steps)
     epochs = math.ceil(steps / batches.steps_per_epoch)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(model, schedule)
+    model.to(execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parallel = workers.parallel(model, ranges.parameters() if ranges else [])
+    optimizer = make_optimizer(model, schedule, ranges)
     torch.manual_seed(schedule.seed)
+    training = _Training(
+        model, parallel, optimizer, batches, schedule, objective, ranges, workers, execution, observer, steps, epochs
+    )
     run = _Run()
     resume_path = resume_path_for(output)
     if resume:
-        run = _restore(load_resume(resume_path, settings_digest), model, optimizer)
+        run = _restore(load_resume(resume_path, settings_digest), training)
     elif count_start:
-        dev = _score_or_fail(model, dataset, preprocessing, label_map, epoch=0)
+        dev = _score_or_fail(training, dataset, preprocessing, epoch=0)
         run.best = Best(epoch=0, dev=dev, state=_copy(model))
     _, height, width = preprocessing.sample_shape
+    share = batches.batch_size // workers.count
+
+    def kept() -> str:
+        epoch = run.history[-1]["epoch"] if run.history and resume_path.exists() else 0
+        if not epoch:
+            return "no epoch was complete, so nothing is kept."
+        return f"epoch {epoch} of {epochs} is kept in {resume_path}; run the same command with --resume to go on."
+
     try:
         while run.epoch < epochs:
             start = time.perf_counter()
             first_step = run.step
-            with _threads_for(batches.batch_size * height * width):
-                loss = _one_epoch(
-                    model, optimizer, batches, schedule, run, steps=steps, epochs=epochs, observer=observer
-                )
+            with workers.watched(kept), threads_for(share * height * width):
+                loss = _one_epoch(training, run)
             training_s = time.perf_counter() - start
-            dev = _score_or_fail(model, dataset, preprocessing, label_map, epoch=run.epoch)
+            dev = _score_or_fail(training, dataset, preprocessing, epoch=run.epoch)
             if run.best is None or (dev.top1, -dev.loss) > (run.best.dev.top1, -run.best.dev.loss):
                 run.best = Best(epoch=run.epoch, dev=dev, state=_copy(model))
             metrics = {
@@ -181,25 +211,28 @@ def train(
                 "seconds": round(time.perf_counter() - start, 2),
             }
             run.history.append(metrics)
-            # before the state: whoever finds the state of an epoch finds its metrics too
-            atomic_write(metrics_path_for(output), "".join(json.dumps(line) + "\n" for line in run.history))
-            if run.epoch < epochs:
-                save_resume(resume_path, _freeze(run, model, optimizer, settings_digest))
-            observer.epoch(metrics)
+            if workers.is_main:
+                # before the state: whoever finds the state of an epoch finds its metrics too
+                atomic_write(metrics_path_for(output), "".join(json.dumps(line) + "\n" for line in run.history))
+                if run.epoch < epochs:
+                    save_resume(resume_path, _freeze(run, training, settings_digest))
+                observer.epoch(metrics)
     except KeyboardInterrupt as error:
-        kept = run.history[-1]["epoch"] if run.history and resume_path.exists() else 0
-        advice = (
-            f"epoch {kept} of {epochs} is kept in {resume_path}; run the same command with --resume to go on."
-            if kept
-            else "no epoch was complete, so nothing is kept."
-        )
-        raise TrainingInterrupted(f"Interrupted: {advice}") from error
+        raise TrainingInterrupted(f"Interrupted: {kept()}") from error
     assert run.best is not None  # there was at least one epoch
     return Trained(best=run.best, epochs=epochs, steps=run.step, history=tuple(run.history))
 
 
 def finish(
-    output: Path, trained: Trained, schedule: Schedule, facts: CheckpointFacts, *, images: int, started: float
+    output: Path,
+    trained: Trained,
+    schedule: Schedule,
+    facts: CheckpointFacts,
+    *,
+    images: int,
+    started: float,
+    extra: Mapping[str, Any] = _NOTHING,
+    workers: Workers = _ALONE,
 ) -> SavedCheckpoint:
     """Write the best state as a checkpoint, then delete the resume file that led to it.
 
@@ -210,6 +243,8 @@ def finish(
         facts: What else the checkpoint says.
         images: Size of the training split.
         started: ``time.perf_counter()`` when the work began.
+        extra: More of ``TrainingFacts``.
+        workers: The processes that trained together; only one writes.
     """
     facts = facts.model_copy(
         update={
@@ -221,41 +256,44 @@ def finish(
                 learning_rate=schedule.learning_rate,
                 seed=schedule.seed,
                 best_epoch=trained.best.epoch,
+                **extra,
             ),
             "dev": trained.best.dev,
         }
     )
-    sha256 = save_checkpoint(output, trained.best.state, facts)
-    delete_resume(resume_path_for(output))
-    return SavedCheckpoint(path=output, sha256=sha256, facts=facts, seconds=time.perf_counter() - started)
+    sha256 = ""
+    if workers.is_main:
+        sha256 = save_checkpoint(output, trained.best.state, facts)
+        delete_resume(resume_path_for(output))
+    return SavedCheckpoint(
+        path=output, sha256=str(workers.from_main(sha256)), facts=facts, seconds=time.perf_counter() - started
+    )
 
 
-def _one_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: TrainingBatches,
-    schedule: Schedule,
-    run: _Run,
-    *,
-    steps: int,
-    epochs: int,
-    observer: Observer,
-) -> float:
-    """Train for one epoch or until ``steps`` are done; return the mean loss and move ``run`` on."""
+def _one_epoch(training: _Training, run: _Run) -> float:
+    """Train for one epoch or until all steps are done; return the mean loss and move ``run`` on."""
+    schedule, steps, optimizer = training.schedule, training.steps, training.optimizer
+    device = training.execution.device
     losses: list[float] = []
     epoch = run.epoch + 1
     step = run.step
     frozen: bool | None = None
+    if (
+        training.workers.count > 1
+    ):  # what each draws at random differs, and follows from the epoch, so it can be resumed
+        torch.manual_seed(int(np.random.default_rng([schedule.seed, epoch, training.workers.rank]).integers(2**62)))
     start = time.perf_counter()
-    for images, labels in batches.epoch(epoch, steps=steps - step):
+    for images, labels in training.batches.epoch(epoch, steps=steps - step):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         freeze = step >= schedule.freeze_batch_norm_after * steps
         if freeze != frozen:
-            _set_modes(model, schedule, freeze_batch_norm=freeze)
+            set_modes(training.model, schedule, freeze_batch_norm=freeze)
             frozen = freeze
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate_at(step, steps)
-        loss = nn.functional.cross_entropy(model(images), labels, label_smoothing=schedule.label_smoothing)
-        losses.append(float(loss.detach()))
+        set_learning_rate(optimizer, schedule.learning_rate_at(step, steps))
+        with training.execution.autocast():
+            logits = training.parallel(images)
+            loss = training.objective.loss(logits.float(), images, labels)
+        losses.append(training.workers.mean(loss))
         step += 1
         if not math.isfinite(losses[-1]):
             raise TrainingError(
@@ -266,58 +304,21 @@ def _one_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        images_per_s = len(losses) * batches.batch_size / (time.perf_counter() - start)
-        observer.step(epoch=epoch, epochs=epochs, step=step, steps=steps, loss=losses[-1], images_per_s=images_per_s)
+        if training.ranges:
+            training.ranges.write_back()
+        if training.workers.is_main:
+            images_per_s = len(losses) * training.batches.batch_size / (time.perf_counter() - start)
+            training.observer.step(
+                epoch=epoch, epochs=training.epochs, step=step, steps=steps, loss=losses[-1], images_per_s=images_per_s
+            )
     run.epoch, run.step = epoch, step
     return float(np.mean(losses))
 
 
-@contextmanager
-def _threads_for(pixels_per_batch: int) -> Iterator[None]:
-    """Use one thread where operations are so small that several mostly wait for each other.
-
-    EfficientNet-B0 on 32 images of 32x32 gains nothing from a second core and loses a factor of two where that core is
-    shared. Then also the same seed gives the same weights on any number of cores.
-    """
-    threads = torch.get_num_threads()
-    if pixels_per_batch < _PIXELS_WORTH_THREADS:
-        torch.set_num_threads(1)
+def _score_or_fail(training: _Training, dataset: Dataset, preprocessing: Preprocessing, *, epoch: int) -> DevMetrics:
+    # Every process scores all of dev, which on several machines takes no longer than waiting for one of them.
     try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _set_modes(model: nn.Module, schedule: Schedule, *, freeze_batch_norm: bool) -> None:
-    model.train()
-    for module in model.modules():
-        is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        # A leaf with a probability of dropping something is a regulariser: nn.Dropout and its kin, and every usual
-        # definition of stochastic depth.
-        is_regulariser = not any(module.children()) and any(
-            isinstance(getattr(module, name, None), float) for name in ("p", "drop_probability", "drop_prob")
-        )
-        if (is_batch_norm and freeze_batch_norm) or (is_regulariser and not schedule.regularise):
-            module.eval()
-
-
-def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise TrainingError("The network has no parameter that can be trained.")
-    return torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
-
-
-def _score_or_fail(
-    model: nn.Module, dataset: Dataset, preprocessing: Preprocessing, label_map: Sequence[int], *, epoch: int
-) -> DevMetrics:
-    try:
-        return score(model, dataset.split("dev"), preprocessing, label_map)
+        return training.objective.score(training.model, dataset.split("dev"), preprocessing)
     except LedgerError as error:
         raise TrainingError(
             f"After epoch {epoch} the network's answers on dev are not finite; no checkpoint is written.",
@@ -329,14 +330,15 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
-def _freeze(run: _Run, model: nn.Module, optimizer: torch.optim.Optimizer, digest: str) -> ResumeState:
+def _freeze(run: _Run, training: _Training, digest: str) -> ResumeState:
     assert run.best is not None  # called after an epoch
     return ResumeState(
         digest=digest,
         epoch=run.epoch,
         step=run.step,
-        model=model.state_dict(),
-        optimizer=optimizer.state_dict(),
+        model=training.model.state_dict(),
+        optimizer=training.optimizer.state_dict(),
+        ranges=training.ranges.state() if training.ranges else {},
         torch_rng=torch.get_rng_state(),
         best_epoch=run.best.epoch,
         best_dev=run.best.dev.model_dump(),
@@ -345,9 +347,11 @@ def _freeze(run: _Run, model: nn.Module, optimizer: torch.optim.Optimizer, diges
     )
 
 
-def _restore(state: ResumeState, model: nn.Module, optimizer: torch.optim.Optimizer) -> _Run:
-    model.load_state_dict(state.model)
-    optimizer.load_state_dict(state.optimizer)
+def _restore(state: ResumeState, training: _Training) -> _Run:
+    training.model.load_state_dict(state.model)
+    training.optimizer.load_state_dict(state.optimizer)
+    if training.ranges:
+        training.ranges.load_state(state.ranges)
     torch.set_rng_state(state.torch_rng)
     best = Best(epoch=state.best_epoch, dev=DevMetrics.model_validate(state.best_dev), state=state.best_model)
     return _Run(best=best, epoch=state.epoch, step=state.step, history=list(state.history))

@@ -21,8 +21,9 @@ def predictor(model: nn.Module) -> Callable[[Array], Array]:
     def predict(inputs: Array) -> Array:
         model.eval()
         with torch.inference_mode():
+            device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
             images = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
-            logits: Array = model(images.to(memory_format=torch.channels_last)).float().numpy()
+            logits: Array = model(images.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
         return logits
 
     return predict

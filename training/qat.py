@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from training.augmentation import Augmentation
 from training.checkpoint import (
@@ -23,14 +23,24 @@ from training.checkpoint import (
     dataset_facts,
     warn_of_other_splits,
 )
+from training.distillation import Distillation, DistillationSettings, check_teacher
+from training.distributed import Workers
 from training.fit import settings_digest
 from training.loop import Observer, finish, train
+from training.objective import LabelObjective, Objective
+from training.optimization import Execution
+from training.quantization.range_learning import LearnedRanges
 from training.schedule import Schedule
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import map_labels
 
+Ranges = Literal["frozen", "learned"]
+
 DEFAULT_MAX_STEPS = 200
+_ALONE = Workers()
+_ON_CPU = Execution()
+_DISTILLATION = DistillationSettings()
 _COMMON: Mapping[str, Any] = MappingProxyType(
     {"weight_decay": 0.01, "warm_up": 0.05, "freeze_batch_norm_after": 2 / 3, "regularise": False}
 )
@@ -60,23 +70,33 @@ def qat(
     output: Path,
     *,
     schedule: Schedule,
+    ranges: Ranges = "learned",
+    teacher: Checkpoint | None = None,
+    distillation: DistillationSettings = _DISTILLATION,
     split_seed: int = 0,
     resume: bool = False,
+    workers: Workers = _ALONE,
+    execution: Execution = _ON_CPU,
     observer: Observer | None = None,
 ) -> SavedCheckpoint:
     """Fine-tune and write what scores best on the dev split; what it started from competes too.
 
     Args:
-        dataset: Labelled images.
+        dataset: Labelled images; without labels that the model knows, where only the teacher counts.
         start: A ``ptq`` checkpoint, or a ``qat`` one to go on from.
         output: The ``.safetensors`` file to write.
         schedule: How to train.
+        ranges: Whether they stay as they are or are learned too.
+        teacher: A float checkpoint to learn from.
+        distillation: How much it counts.
         split_seed: The one that the dataset was opened with.
         resume: Continue an interrupted run.
+        workers: The processes that train together.
+        execution: Device and precision.
         observer: Is told how it goes.
 
     Raises:
-        UsageError: The start has no ranges.
+        UsageError: The start has no ranges, or the teacher does not fit it.
         TrainingError: The loss is no longer finite.
         CheckpointError: There is nothing to resume.
     """
@@ -98,16 +118,38 @@ def qat(
         quantization=known.quantization,
         parent_sha256=start.sha256,
     )
+    extra: dict[str, Any] = {"ranges": ranges}
+    objective: Objective
+    if teacher is None or distillation.needs_labels:
+        label_map = map_labels(dataset, facts.labels)
+    else:
+        label_map = [0] * len(dataset.classes)  # is not read
+    if teacher is None:
+        objective = LabelObjective(label_map, label_smoothing=schedule.label_smoothing)
+    else:
+        check_teacher(teacher, facts)
+        extra |= {
+            "teacher_sha256": teacher.sha256,
+            "teacher_weight": distillation.weight,
+            "teacher_temperature": distillation.temperature,
+        }
+        network = teacher.model.to(execution.device)
+        objective = Distillation(network, distillation, label_map, label_smoothing=schedule.label_smoothing)
     trained = train(
         start.model,
         dataset,
         facts.preprocessing,
         schedule,
-        label_map=map_labels(dataset, facts.labels),
+        objective=objective,
+        label_map=label_map,
         output=output,
-        settings_digest=settings_digest("qat", schedule, facts),
+        settings_digest=settings_digest("qat", schedule, facts, amp=execution.amp, workers=workers.count, **extra),
+        ranges=LearnedRanges(start.model.to(execution.device)) if ranges == "learned" else None,
         resume=resume,
         count_start=True,
+        workers=workers,
+        execution=execution,
         observer=observer,
     )
-    return finish(output, trained, schedule, facts, images=len(dataset.split("train")), started=started)
+    images = len(dataset.split("train"))
+    return finish(output, trained, schedule, facts, images=images, started=started, extra=extra, workers=workers)

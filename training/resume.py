@@ -14,7 +14,7 @@ from training.weights import load_weights_only
 from trtdeploy.errors import CheckpointError
 from trtdeploy.files import atomic_write
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ResumeState:
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
+    ranges: dict[str, Tensor]
     torch_rng: Tensor
     best_epoch: int
     best_dev: dict[str, Any]

@@ -22,6 +22,7 @@ class Schedule(BaseModel):
         final_share: Share of the peak at which the half cosine after the warm-up ends.
         label_smoothing: Probability mass spread over all classes.
         freeze_batch_norm_after: Share of the steps after which batch-norm statistics stay as they are.
+        range_learning_rate: Peak of Adam's for the logarithms of learned ranges; it rises and falls like the other.
         regularise: Keep dropout and stochastic depth on.
         augmentation: What is changed at random in the images.
         seed: Of order, augmentation, dropout and fresh weights.
@@ -38,6 +39,7 @@ class Schedule(BaseModel):
     final_share: float = Field(default=0.01, ge=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     freeze_batch_norm_after: float = Field(default=1.0, ge=0, le=1)
+    range_learning_rate: float = Field(default=0.05, gt=0)
     regularise: bool = True
     augmentation: Augmentation = Augmentation()
     seed: int = Field(default=0, ge=0)

@@ -193,8 +193,8 @@ def test_qat_repairs_a_network_that_calibration_broke(digits, ptq_file, tmp_path
     assert saved.facts.dev.top1 > before + 5
 
 
-def test_qat_keeps_ranges_and_never_ends_below_its_start(digits, ptq_file, tmp_path):
-    saved = run_qat(digits, tmp_path / "qat.safetensors", ptq_file)
+def test_frozen_ranges_stay_and_qat_never_ends_below_its_start(digits, ptq_file, tmp_path):
+    saved = run_qat(digits, tmp_path / "qat.safetensors", ptq_file, ranges="frozen")
     start = load_checkpoint(ptq_file)
     assert saved.facts.kind == "qat"
     assert saved.facts.parent_sha256 == start.sha256

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
+    from training.distillation import DistillationSettings
     from training.schedule import Schedule
     from trtdeploy.datasets import Dataset
 
@@ -49,6 +50,40 @@ def open_both(
     except BaseException:
         dataset.close()
         raise
+
+
+def open_teacher(path: Path, student: Checkpoint) -> Checkpoint:
+    """Load a float checkpoint; what it does not say about itself is taken from the student.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+    """
+    from training.checkpoint import load_checkpoint
+
+    return load_checkpoint(path, like=student.facts)
+
+
+def distillation_from(
+    teacher: Path | None, weight: float | None, temperature: float | None, *, distill_only: bool
+) -> DistillationSettings:
+    """Return the settings of distillation, with the defaults where no option says otherwise.
+
+    Raises:
+        UsageError: Options contradict each other, or a number makes no sense.
+    """
+    from training.distillation import DistillationSettings
+    from trtdeploy.errors import UsageError
+
+    if teacher is None and (weight is not None or temperature is not None or distill_only):
+        raise UsageError("--teacher-weight, --temperature and --distill-only need --teacher.")
+    if distill_only and weight not in (None, 1.0):
+        raise UsageError(f"--distill-only is --teacher-weight 1, not {weight:g}.")
+    if weight is not None and not 0 < weight <= 1:
+        raise UsageError(f"--teacher-weight {weight:g} is not above 0 and at most 1.")
+    if temperature is not None and not temperature > 0:
+        raise UsageError(f"--temperature {temperature:g} is not above 0.")
+    given = {"weight": 1.0 if distill_only else weight, "temperature": temperature}
+    return DistillationSettings(**{name: value for name, value in given.items() if value is not None})
 
 
 def schedule_from(

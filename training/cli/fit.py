@@ -10,9 +10,12 @@ import typer
 from training.cli.arguments import open_data, schedule_from
 from training.cli.console import Display
 from training.cli.options import (
+    Amp,
     AsJson,
     BatchSize,
     Data,
+    Device,
+    DeviceName,
     Epochs,
     Flip,
     ImageSize,
@@ -25,6 +28,7 @@ from training.cli.options import (
     Seed,
     Shift,
     SplitSeed,
+    WorkerTimeout,
 )
 from training.cli.reporting import check_suffix, report
 from trtdeploy.cli.console import door
@@ -44,31 +48,41 @@ def fit(
     flip: Flip = False,
     seed: Seed = 0,
     split_seed: SplitSeed = None,
+    device: Device = DeviceName.auto,
+    amp: Amp = False,
+    worker_timeout: WorkerTimeout = 600.0,
     resume: Resume = False,
     ledger: LedgerFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a float network and keep the epoch that scores best on dev."""
     with door(), Display() as display:
+        from training.distributed import joined_workers
         from training.fit import default_schedule
         from training.fit import fit as run
+        from training.optimization import execution_for
 
         check_suffix(output, ".safetensors")
+        execution = execution_for(device.value, amp=amp)
         start, dataset, split_seed = open_data(
             data, checkpoint=checkpoint, model=model, image_size=image_size, split_seed=split_seed
         )
         with dataset:
-            saved = run(
-                dataset,
-                output,
-                schedule=schedule_from(
-                    default_schedule(dataset), epochs, max_steps, batch_size, learning_rate, shift, flip, seed
-                ),
-                model=model,
-                image_size=image_size,
-                start=start,
-                split_seed=split_seed,
-                resume=resume,
-                observer=display,
-            )
-            report(saved, dataset, "fit", ledger, display, as_json=as_json)
+            with joined_workers(execution.device, timeout_s=worker_timeout) as workers:
+                saved = run(
+                    dataset,
+                    output,
+                    schedule=schedule_from(
+                        default_schedule(dataset), epochs, max_steps, batch_size, learning_rate, shift, flip, seed
+                    ),
+                    model=model,
+                    image_size=image_size,
+                    start=start,
+                    split_seed=split_seed,
+                    resume=resume,
+                    workers=workers,
+                    execution=execution,
+                    observer=display,
+                )
+            if workers.is_main:
+                report(saved, dataset, "fit", ledger, display, as_json=as_json)

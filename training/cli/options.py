@@ -82,7 +82,7 @@ LedgerFile = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object of facts on stdout.")]
 Ranges = Annotated[
     RangeTraining,
-    typer.Option("--ranges", help="Learn the ranges together with the weights, or leave them as they are."),
+    typer.Option("--ranges", help="Learn the ranges with the weights, or leave them as they are."),
 ]
 Teacher = Annotated[
     Path | None, typer.Option("--teacher", help="Float checkpoint whose answers are learned too (distillation).")

@@ -27,7 +27,8 @@ def report(
     dev = saved.facts.dev
     text = f"{saved.path}: {saved.facts.kind}"
     if dev is not None:
-        text += f", dev top-1 {dev.top1:.2f}% on {dev.n} images, {saved.seconds:.1f} s"
+        scored = "dev top-1" if dev.against == "labels" else "dev agreement with the teacher"
+        text += f", {scored} {dev.top1:.2f}% on {dev.n} images, {saved.seconds:.1f} s"
     if ledger is not None:
         from training.checkpoint import load_checkpoint
 

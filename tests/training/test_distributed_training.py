@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training.distributed import Workers
+from training.loop import metrics_path_for
+from training.resume import resume_path_for
+from trtdeploy.errors import UsageError
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parents[1]
+
+
+def torchrun(processes: int, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return start([*command, "-m", "training", *map(str, arguments)])
+
+
+def alone(*arguments: object) -> subprocess.Popen[str]:
+    return start([sys.executable, "-m", "training", *map(str, arguments)])
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(PROJECT), str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, err
+    return out
+
+
+def test_two_processes_give_what_one_gives(ptq_file, float_file, tmp_path):
+    options = [
+        "qat",
+        ptq_file,
+        "--max-steps",
+        12,
+        "--batch-size",
+        32,
+        "--learning-rate",
+        "1e-3",
+        "--teacher",
+        float_file,
+    ]
+    options += ["--shift", 1, "--json", "-o"]
+    one = alone(*options, tmp_path / "one.safetensors")
+    two = torchrun(2, *options, tmp_path / "two.safetensors")
+    facts = [json.loads(finished(process)) for process in (one, two)]  # one JSON object: only one process prints
+    assert facts[0]["training"] == facts[1]["training"]
+    states = [load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+    before = load_file(ptq_file)
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        moved = (value.double() - before[key].double()).abs().max()
+        apart = (value.double() - states[1][key].double()).abs().max()
+        # A value that lands on the other side of a rounding boundary moves on by a code; Adam's first steps are signs.
+        assert apart <= 0.02 * moved + 1e-5, key
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in metrics_path_for(tmp_path / f"{name}.safetensors").read_text().splitlines()
+        ]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_dead_worker_ends_the_job_and_leaves_what_was_saved(ptq_file, tmp_path):
+    output = tmp_path / "q.safetensors"
+    job = torchrun(2, "qat", ptq_file, "--epochs", 400, "--batch-size", 32, "-o", output)
+    try:
+        deadline = time.monotonic() + 90
+        while not resume_path_for(output).exists() and time.monotonic() < deadline and job.poll() is None:
+            time.sleep(0.05)
+        assert resume_path_for(output).exists()
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, err = job.communicate(timeout=90)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode not in (0, None)
+    assert "Signal 9 (SIGKILL)" in err or "another worker ended" in err
+    assert not output.exists()
+    kept = torch.load(resume_path_for(output), weights_only=True)
+    assert kept["epoch"] >= 1
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused():
+    assert [Workers(rank, 2).part_of(32) for rank in range(2)] == [slice(0, 16), slice(16, 32)]
+    with pytest.raises(UsageError, match="cannot be shared equally by 2 processes"):
+        Workers(0, 2).part_of(33)
+    with pytest.raises(UsageError, match="fewer than 2 each"):
+        Workers(0, 4).part_of(4)

@@ -270,3 +270,60 @@ def test_damaged_facts_in_a_config_are_errors_not_guesses(key: str, text: str) -
         pytest.raises((ServerError, UsageError)),
     ):
         client.describe("m")
+
+
+class Refused(InferenceClient):
+    """A client whose server refuses the first connections; tritonclient's own would try some of them again itself."""
+
+    scheme = "test"
+
+    def __init__(self, refused: int, retries: int) -> None:
+        super().__init__("nowhere:1", timeout_s=1, retries=retries)
+        self.left = refused
+        self.asked: list[float] = []
+
+    def close(self) -> None:
+        pass
+
+    def _metadata_and_config(self, name: str, version: str) -> Any:
+        raise NotImplementedError
+
+    def _infer(self, model: ServedModel, inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def _statistics(self, model: ServedModel) -> dict[str, Any]:
+        self.asked.append(time.monotonic())
+        self.left -= 1
+        if self.left >= 0:
+            raise ConnectionRefusedError("refused")
+        return {"model_stats": [{"inference_stats": {"success": {"count": 3}}}]}
+
+
+def test_a_server_that_is_unavailable_is_asked_again_as_often_as_was_allowed() -> None:
+    client = Refused(2, retries=2)
+    assert client.statistics(MODEL)["success"]["count"] == 3
+    assert len(client.asked) == 3
+    assert client.asked[1] - client.asked[0] >= 0.1
+    assert client.asked[2] - client.asked[1] >= 0.2
+    for refused, retries in ((1, 0), (3, 2)):
+        client = Refused(refused, retries)
+        with pytest.raises(ServerError, match="unavailable: refused"):
+            client.statistics(MODEL)
+        assert len(client.asked) == retries + 1
+
+
+@pytest.mark.parametrize("name", ["not-found", "server-error", "page"])
+def test_what_the_server_refused_is_not_asked_again(name: str) -> None:
+    asked = []
+
+    def counted(connection: socket.socket) -> None:
+        asked.append(1)
+        HTTP_ONLY[name](connection)
+
+    with (
+        server_that(counted) as address,
+        connect(f"http://{address}", timeout_s=5, retries=5) as client,
+        pytest.raises(ServerError),
+    ):
+        client.statistics(MODEL)
+    assert len(asked) == 1

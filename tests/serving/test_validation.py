@@ -338,6 +338,25 @@ def test_a_target_without_preprocessing_needs_to_be_given_one(digits: Dataset) -
     assert validate(Bare(scores), digits, ValidationOptions(preprocessing=SIZE, batch_size=8)).n == 359
 
 
+def test_a_drop_that_is_small_but_not_shown_fails_where_it_must_be_shown(digits: Dataset, tmp_path: Path) -> None:
+    split = digits.split("test")
+    ledger = with_float_stage(tmp_path / "ledger.json", digits, 100)
+    lookup = {SIZE.normalise(split.pixels(SIZE, [index])).tobytes(): index for index in range(len(split))}
+
+    def scores(batch: Array) -> Array:
+        rows = [lookup[sample[None].tobytes()] for sample in batch]
+        return np.eye(10, dtype=np.float32)[[(split.labels[row] + (row < 2)) % 10 for row in rows]]
+
+    for limit, passed in ((1.0, [True, False]), (3.0, [True, True])):
+        options = ValidationOptions(max_drop=limit, prove_drop=True, batch_size=8)
+        report = validate(Function(scores), digits, options, ledger=ledger)
+        assert [gate.name for gate in report.gates] == ["top-1 drop", "top-1 drop, shown"]
+        assert [gate.passed for gate in report.gates] == passed
+        assert report.gates[1].value > report.gates[0].value
+    with pytest.raises(UsageError, match="--prove-drop needs a --max-drop"):
+        validate(Function(scores), digits, ValidationOptions(prove_drop=True), ledger=ledger)
+
+
 # the command, with --plan
 
 

@@ -56,6 +56,9 @@ def validate(
     max_drop: Annotated[
         float | None, typer.Option("--max-drop", help="Largest allowed drop of top-1, in percentage points.")
     ] = None,
+    prove_drop: Annotated[
+        bool, typer.Option("--prove-drop", help="The whole 95% interval of the drop must lie inside --max-drop.")
+    ] = False,
     min_agreement: Annotated[
         float | None, typer.Option("--min-agreement", help="Smallest allowed agreement with the reference, in percent.")
     ] = None,
@@ -78,6 +81,9 @@ def validate(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, callback=finite_seconds, help="Seconds that one request may take.")
     ] = 30.0,
+    retries: Annotated[
+        int, typer.Option("--retries", min=0, max=20, help="Times to ask again where the server is unavailable.")
+    ] = 0,
     split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Of splits that are drawn.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +101,7 @@ def validate(
             preprocessing=_read_preprocessing(preprocessing) if preprocessing else None,
             reference=reference,
             max_drop=max_drop,
+            prove_drop=prove_drop,
             min_agreement=min_agreement,
             max_variation=max_variation,
             batch_size=batch_size,
@@ -107,7 +114,9 @@ def validate(
         with ExitStack() as stack:
             target: Target
             if url is not None and model is not None and plan is None:
-                target = ServedTarget(stack.enter_context(connect(url, timeout_s=timeout)), model, version)
+                target = ServedTarget(
+                    stack.enter_context(connect(url, timeout_s=timeout, retries=retries)), model, version
+                )
             elif plan is not None and url is None and model is None:
                 engine = stack.enter_context(Engine.load(plan, contexts=concurrency, timeout_s=timeout))
                 target = PlanTarget(engine, plan)

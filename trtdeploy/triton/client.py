@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import Array, TensorSpec, dtype_from_triton, dtype_to_triton
 
 _UNLIMITED = -1  # gRPC's own word for it
+_FIRST_PAUSE_S = 0.1
+_DOUBLINGS = 5
+
+
+class ServerUnavailableError(ServerError):
+    """The server cannot be reached, or says that it takes no requests now."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,17 @@ class InferenceClient(ABC):
 
     Args:
         address: ``host:port``.
-        timeout_s: How long one request may take.
+        timeout_s: How long one try of a request may take.
+        retries: How often to ask again, with growing pauses, where the server is unavailable. A request may then have
+            been executed twice, which is harmless: our models keep no state. What the server refused, or did not
+            answer in time, is never asked again.
     """
 
     scheme: str
 
-    def __init__(self, address: str, *, timeout_s: float) -> None:
+    def __init__(self, address: str, *, timeout_s: float, retries: int = 0) -> None:
         self.address = address
+        self._retries = retries
         self.timeout_s = timeout_s
 
     @property
@@ -110,6 +121,14 @@ class InferenceClient(ABC):
     def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
 
     def _ask(self, call: Any) -> Any:
+        for pause_s in (_FIRST_PAUSE_S * 2 ** min(number, _DOUBLINGS) for number in range(self._retries)):
+            try:
+                return self._ask_once(call)
+            except ServerUnavailableError:
+                time.sleep(pause_s)
+        return self._ask_once(call)
+
+    def _ask_once(self, call: Any) -> Any:
         from tritonclient.utils import InferenceServerException
 
         hint = "Is it running, and is this its port for this protocol?"
@@ -119,12 +138,14 @@ class InferenceClient(ABC):
             if error.status() == "StatusCode.DEADLINE_EXCEEDED":
                 raise self._too_late() from error
             if error.status() == "StatusCode.UNAVAILABLE":
-                raise ServerError(f"The server at {self.url} is unavailable: {error.message()}", hint=hint) from error
+                raise ServerUnavailableError(
+                    f"The server at {self.url} is unavailable: {error.message()}", hint=hint
+                ) from error
             raise ServerError(f"The server at {self.url} refused: {error.message()}") from error
         except TimeoutError as error:
             raise self._too_late() from error
         except ConnectionError as error:
-            raise ServerError(f"The server at {self.url} is unavailable: {error}", hint=hint) from error
+            raise ServerUnavailableError(f"The server at {self.url} is unavailable: {error}", hint=hint) from error
         except (
             OSError,
             EOFError,
@@ -150,8 +171,8 @@ class GrpcClient(InferenceClient):
 
     scheme = "grpc"
 
-    def __init__(self, address: str, *, timeout_s: float) -> None:
-        super().__init__(address, timeout_s=timeout_s)
+    def __init__(self, address: str, *, timeout_s: float, retries: int = 0) -> None:
+        super().__init__(address, timeout_s=timeout_s, retries=retries)
         import tritonclient.grpc
 
         self._module = tritonclient.grpc
@@ -193,8 +214,8 @@ class HttpClient(InferenceClient):
 
     scheme = "http"
 
-    def __init__(self, address: str, *, timeout_s: float) -> None:
-        super().__init__(address, timeout_s=timeout_s)
+    def __init__(self, address: str, *, timeout_s: float, retries: int = 0) -> None:
+        super().__init__(address, timeout_s=timeout_s, retries=retries)
         import tritonclient.http
 
         self._module = tritonclient.http
@@ -240,7 +261,7 @@ class HttpClient(InferenceClient):
         return gevent.Timeout(self.timeout_s, TimeoutError(f"no answer within {self.timeout_s:g} s"))
 
 
-def connect(url: str, *, timeout_s: float = 30.0) -> InferenceClient:
+def connect(url: str, *, timeout_s: float = 30.0, retries: int = 0) -> InferenceClient:
     """Return a client for ``grpc://host:port`` or ``http://host:port``; nothing is sent yet.
 
     Raises:
@@ -259,7 +280,7 @@ def connect(url: str, *, timeout_s: float = 30.0) -> InferenceClient:
             hint="Examples: grpc://127.0.0.1:8001, http://127.0.0.1:8000",
         )
     try:
-        return kinds[parts.scheme](parts.netloc, timeout_s=timeout_s)
+        return kinds[parts.scheme](parts.netloc, timeout_s=timeout_s, retries=retries)
     except ImportError as error:
         raise RuntimeUnavailableError(
             f"The {parts.scheme} client of tritonclient is not installed.", hint="pip install 'trtdeploy[triton]'"

@@ -23,9 +23,10 @@ _REFERENCE_BATCH = 32
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the answers are held against."""
+    """What the answers are held against: the baseline of the accuracy, and the reference of the single answers."""
 
     baseline: dict[str, Any] | None
+    baseline_outputs: StageOutputs | None
     reference: str | None
     expected: StageOutputs | None
 
@@ -41,18 +42,21 @@ def find_comparison(
     """Find what to hold the answers against: an ONNX file that is run here, or stages of the ledger."""
     recorded = ledger.stages if ledger is not None and ledger.path.exists() else {}
     baseline: dict[str, Any] | None = None
+    baseline_outputs: StageOutputs | None = None
     reference: str | None = None
     expected: StageOutputs | None = None
     if options.reference is not None:
         reference = options.reference.name
         expected = _reference_outputs(options.reference, target.labels, split, preprocessing, label_map)
         baseline = {"name": reference, "top1": expected.top1.value}
+        baseline_outputs = expected
     elif ledger is not None and "onnx" in recorded:
         reference = "onnx stage"
         expected = ledger.outputs("onnx")
-    if "float" in recorded:
+    if ledger is not None and "float" in recorded:
         baseline = {"name": "float stage", "top1": recorded["float"].top1.value}
-    return Comparison(baseline, reference, expected)
+        baseline_outputs = ledger.outputs("float")
+    return Comparison(baseline, baseline_outputs, reference, expected)
 
 
 def _reference_outputs(

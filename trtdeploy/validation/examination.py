@@ -10,7 +10,7 @@ from trtdeploy.errors import ShapeError, UsageError
 from trtdeploy.evaluation import Progress, map_labels, median_latency_ms
 from trtdeploy.ledger import Ledger, StageOutputs
 from trtdeploy.preprocessing import Preprocessing
-from trtdeploy.statistics import percentile
+from trtdeploy.statistics import NonInferiority, non_inferiority, percentile
 from trtdeploy.tensors import DYNAMIC
 from trtdeploy.validation.asking import Answers, ask
 from trtdeploy.validation.comparison import Comparison, find_comparison
@@ -136,8 +136,23 @@ def examine(
     )
 
 
+def _shown_drop(outputs: StageOutputs, baseline: StageOutputs, max_drop: float) -> NonInferiority:
+    """Test non-inferiority on the samples that only one of the two answers correctly."""
+    outputs.agreement(baseline)  # refuses other samples
+    right = outputs.predictions == outputs.labels
+    was_right = baseline.predictions == baseline.labels
+    return non_inferiority(
+        int((right & ~was_right).sum()), int((~right & was_right).sum()), len(right), max_drop=max_drop
+    )
+
+
 def _check_comparable(options: ValidationOptions, *, float_stage: bool, onnx_stage: bool) -> None:
     """Refuse a gate that has nothing to compare with, before anything is sent."""
+    if options.prove_drop and not (options.max_drop is not None and 0 < options.max_drop < 100):
+        raise UsageError(
+            "--prove-drop needs a --max-drop between 0 and 100 percentage points.",
+            hint="No finite number of samples shows that nothing at all was lost.",
+        )
     if options.max_drop is not None and options.reference is None and not float_stage:
         raise UsageError(
             "--max-drop needs something to drop from.",
@@ -176,6 +191,9 @@ def _report(
         # percentages are rounded: a drop of exactly the limit passes
         within = drop <= options.max_drop + _ROUNDING
         gates.append(Gate(name="top-1 drop", value=drop, limit=options.max_drop, passed=within))
+    if options.max_drop is not None and options.prove_drop and against.baseline_outputs is not None:
+        shown = _shown_drop(answers.outputs, against.baseline_outputs, options.max_drop)
+        gates.append(Gate(name="top-1 drop, shown", value=-shown.lower, limit=options.max_drop, passed=shown.shown))
     if options.min_agreement is not None and agreement is not None:
         gates.append(
             Gate(

@@ -18,6 +18,8 @@ class ValidationOptions(BaseModel):
         preprocessing: How images become model input; what the target carries if None.
         reference: An ONNX file that is run here on the same inputs, to compare answers with.
         max_drop: Largest allowed drop of top-1 against the baseline, in percentage points.
+        prove_drop: Whether ``max_drop`` must be shown on these samples: the whole 95% interval of the paired difference
+            has to lie inside, not just its middle.
         min_agreement: Smallest allowed agreement with the reference, in percent.
         max_variation: Largest allowed change of a sample's scores with its place in a batch, in percent of their
             spread; None leaves the check out.
@@ -30,6 +32,7 @@ class ValidationOptions(BaseModel):
     preprocessing: Preprocessing | None = None
     reference: Path | None = None
     max_drop: float | None = None
+    prove_drop: bool = False
     min_agreement: float | None = Field(default=None, ge=0, le=100)
     max_variation: float | None = Field(default=None, ge=0)
     batch_size: int = Field(default=1, ge=1)

@@ -225,7 +225,9 @@ def main() -> int:
         peer = stack.enter_context(pytriton(onnx, threads))
         rounds: list[dict[str, Any]] = []
         for number in range(arguments.rounds):
-            entry: dict[str, Any] = {"engine": {}, "trtdeploy": {}, "pytriton": {}}
+            # what else the machine does: ratios of a busy one say little
+            load = round(os.getloadavg()[0], 2)
+            entry: dict[str, Any] = {"load_average": load, "engine": {}, "trtdeploy": {}, "pytriton": {}}
             for count in CONCURRENCIES:
                 if count <= usable_cores():
                     entry["engine"][str(count)] = engine_throughput(plan.path, count, seconds)

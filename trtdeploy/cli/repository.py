@@ -61,6 +61,11 @@ def package(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing: compare with what is deployed; exit code 1 if it differs.")
     ] = False,
+    ensemble: Annotated[
+        bool,
+        typer.Option("--ensemble", help="Also NAME_pipeline: JPEG or PNG bytes in, labels and probabilities out."),
+    ] = False,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels NAME_pipeline answers with.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Add a plan to a Triton model repository, as a new version that appears as a whole."""
@@ -68,19 +73,29 @@ def package(
         from trtdeploy.plan import read_manifest
         from trtdeploy.triton.config import predicted_memory
         from trtdeploy.triton.deployed import compare
+        from trtdeploy.triton.pipeline import package_pipeline
         from trtdeploy.triton.repository import package as run
 
         options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)
         if check:
             _show_comparison(compare(plan, repository, name, options), as_json)
             return
-        packaged = run(plan, repository, name, version=version, options=options)
+        pipeline = None
+        if ensemble:
+            whole = package_pipeline(plan, repository, name, version=version, options=options, top_k=top_k)
+            packaged, pipeline = whole.model, whole.pipeline
+        else:
+            packaged = run(plan, repository, name, version=version, options=options)
         memory = predicted_memory(read_manifest(plan), options)
         facts = {"name": packaged.name, "version": packaged.version, "folder": str(packaged.folder)}
+        if pipeline is not None:
+            facts["pipeline"] = pipeline
         if as_json:
             print_json({**facts, "predicted_memory": _memory_facts(memory)})
         else:
             typer.echo(f"{packaged.folder}: version {packaged.version}")
+            if pipeline is not None:
+                typer.echo(f"{pipeline} takes image files and answers with labels")
             typer.echo(_memory_text(memory))
 
 

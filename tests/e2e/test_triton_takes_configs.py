@@ -25,7 +25,17 @@ pytest.importorskip("pytriton")
 # Triton starts a Python process before it finds these out, or takes them: a second each or more; on "file" it waits for
 # ever
 SLOW = {"file", "labels", "platform", "platform-onnx", "resource-0"}
-SLOW |= {name for name in BAD if name.startswith("warm-up")}
+SLOW |= {name for name in BAD if name.startswith(("warm-up", "batch-input", "no-"))}
+SLOW |= {
+    "dim--2",
+    "format",
+    "non-linear",
+    "reshape-0",
+    "reshape-dynamic",
+    "reshape-empty",
+    "shape-tensor",
+    "batch-output",
+}
 SHOWN = ("priorities", "ensemble")
 
 

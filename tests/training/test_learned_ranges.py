@@ -13,13 +13,13 @@ from training.export import export
 from training.loop import TrainingInterrupted, score
 from training.optimization import Execution, execution_for
 from training.qat import qat
-from training.quantization import Quantizer, quantized_layers, quantizers
+from training.quantization import Quantizer, make_quantizer, quantized_layers, quantizers
 from training.quantization.learned_range import LearnedRange
 from trtdeploy.errors import RuntimeUnavailableError
 
 
 def quantizer_with(amax: float) -> tuple[Quantizer, LearnedRange]:
-    quantizer = Quantizer("x", axis=None)
+    quantizer = make_quantizer("x", axis=None)
     quantizer.set_amax(torch.tensor(amax))
     quantizer.learned_range = LearnedRange(quantizer)
     return quantizer, quantizer.learned_range

@@ -10,7 +10,7 @@ from tiny_model import OddConv, nothing_to_quantize, tiny
 from torch import nn
 
 from training.quantization import (
-    Quantizer,
+    make_quantizer,
     quantize,
     quantized_layers,
     quantizers,
@@ -78,7 +78,7 @@ def test_nothing_to_quantize_is_an_error():
 def test_the_arithmetic_is_that_of_quantize_linear_over_the_full_range(axis):
     values = torch.linspace(-3, 3, 1200).reshape(2, 600)
     amax = torch.tensor(2.0) if axis is None else torch.tensor([[2.0], [1.0]])
-    quantizer = Quantizer("x", axis=axis)
+    quantizer = make_quantizer("x", axis=axis)
     quantizer.set_amax(amax)
     scale = np.asarray(amax / 127)
     expected = full_range_fake_quant(values.numpy(), scale)
@@ -92,7 +92,7 @@ def test_the_arithmetic_is_that_of_quantize_linear_over_the_full_range(axis):
 
 
 def test_gradients_pass_where_values_are_inside_the_range():
-    quantizer = Quantizer("x", axis=None)
+    quantizer = make_quantizer("x", axis=None)
     quantizer.set_amax(torch.tensor(1.0))
     values = torch.tensor([-3.0, -0.5, 0.2, 3.0], requires_grad=True)
     quantizer(values).sum().backward()
@@ -101,12 +101,12 @@ def test_gradients_pass_where_values_are_inside_the_range():
 
 def test_without_a_range_nothing_is_quantized_by_chance():
     with pytest.raises(QuantizationError, match=r"stem\.input has no range"):
-        Quantizer("stem.input", axis=None)(torch.ones(3))
+        make_quantizer("stem.input", axis=None)(torch.ones(3))
 
 
 def test_importing_leaves_logging_and_the_library_as_they_were():
     code = (
-        "import logging, training.quantization\n"
+        "import logging, training.quantization.pytorch_quantization_toolkit\n"
         "from pytorch_quantization.nn import TensorQuantizer\n"
         "print(logging.getLogger().handlers, TensorQuantizer.use_fb_fake_quant)"
     )

@@ -19,6 +19,7 @@ from training.cli.options import (
     Output,
     Seed,
     SplitSeed,
+    ToolkitName,
 )
 from training.cli.reporting import check_suffix, report, score_and_record
 from trtdeploy.cli.console import Output as Stdout
@@ -45,6 +46,9 @@ def calibrate(
         bool,
         typer.Option("--bias-correction", help="Let the biases take back what quantization shifts on average."),
     ] = False,
+    toolkit: Annotated[ToolkitName, typer.Option("--toolkit", help="Whose quantizers are put in.")] = (
+        ToolkitName.pytorch_quantization
+    ),
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Use so many of the calibration images (default: all).")
     ] = None,
@@ -73,7 +77,7 @@ def calibrate(
                 dataset,
                 start,
                 output,
-                spec=QuantizationSpec(skip=tuple(skip or ())),
+                spec=QuantizationSpec(toolkit=toolkit.value, skip=tuple(skip or ())),
                 method=method.value,
                 percentile=percentile,
                 images=images,

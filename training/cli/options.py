@@ -19,6 +19,13 @@ class CalibrationMethod(str, Enum):
     all = "all"
 
 
+class ToolkitName(str, Enum):
+    """Whose quantizers are put in."""
+
+    pytorch_quantization = "pytorch-quantization"
+    modelopt = "modelopt"
+
+
 class ScoredStage(str, Enum):
     """The ledger's stages that are checkpoints."""
 

@@ -9,6 +9,7 @@ from training.quantization.quantizer import (
     quantizers,
 )
 from training.quantization.spec import QuantizationSpec
+from training.quantization.toolkits import Toolkit, make_quantizer
 
 __all__ = [
     "INT8_BOUND",
@@ -16,7 +17,9 @@ __all__ = [
     "QuantizationSpec",
     "QuantizedLayer",
     "Quantizer",
+    "Toolkit",
     "largest_per_channel",
+    "make_quantizer",
     "quantize",
     "quantized_layers",
     "quantizers",

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from training.quantization.layers import QuantizedLayer, channel_shape, quantized_twin
+from training.quantization.layers import QuantizedLayer, channel_shape, is_quantizable, quantized_twin
 from training.quantization.placement import Placement, Placer, Wanted
 from training.quantization.quantizer import Quantizer, quantizers
 from training.quantization.spec import QuantizationSpec
+from training.quantization.toolkits import Toolkit, make_quantizer
 from training.quantization.tracing import Traced, UntraceableError, trace
 from trtdeploy.errors import QuantizationError
 
@@ -47,9 +48,10 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
     Raises:
         QuantizationError: There is nothing to quantize.
         UsageError: A pattern of ``spec.skip`` matches no layer.
+        RuntimeUnavailableError: The toolkit is not installed.
     """
     spec = spec or QuantizationSpec()
-    names = [name for name, module in model.named_modules() if quantized_twin(module, name) is not None]
+    names = [name for name, module in model.named_modules() if is_quantizable(module)]
     if not names:
         raise QuantizationError(
             f"{type(model).__name__} has no layer that could be quantized: no submodule is exactly a convolution or a "
@@ -76,7 +78,7 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
     _warn_of_float(model, traced)
     placement = Placer(graph, modules, spec.skips).place()
     _swap_layers(model, spec)
-    _insert(model, graph, placement)
+    _insert(model, graph, placement, spec.toolkit)
     quantized = fx.GraphModule(model, graph, type(model).__name__)
     _keep_the_rest(model, quantized)
     return quantized if model.training else quantized.eval()
@@ -85,9 +87,7 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
 def _warn_of_float(model: nn.Module, traced: Traced) -> None:
     """Say in one warning what of a traced network no rule reaches."""
     blocks = {
-        name: why
-        for name, why in traced.whole.items()
-        if any(quantized_twin(module, path) is not None for path, module in model.get_submodule(name).named_modules())
+        name: why for name, why in traced.whole.items() if any(map(is_quantizable, model.get_submodule(name).modules()))
     }
     calls = [
         _owner(node) or type(model).__name__
@@ -145,14 +145,14 @@ def _swap_layers(model: nn.Module, spec: QuantizationSpec) -> None:
     twins: dict[nn.Module, QuantizedLayer | None] = {}
     for path, layer in list(model.named_modules(remove_duplicate=False)):
         if layer not in twins:  # one layer in two places stays one layer
-            twins[layer] = None if spec.skips(path) else quantized_twin(layer, path)
+            twins[layer] = None if spec.skips(path) else quantized_twin(layer, path, spec.toolkit)
         twin = twins[layer]
         if twin is not None:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, twin)
 
 
-def _insert(model: nn.Module, graph: fx.Graph, placement: Placement) -> None:
+def _insert(model: nn.Module, graph: fx.Graph, placement: Placement, toolkit: Toolkit) -> None:
     """Put one quantizer behind each wanted tensor, right before the first node that reads its result."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     names: dict[fx.Node, str] = {}
@@ -160,7 +160,7 @@ def _insert(model: nn.Module, graph: fx.Graph, placement: Placement) -> None:
     for site in sorted(placement.sites, key=lambda site: order[site.node]):
         group = placement.representative[site.tensor]
         if group not in names:
-            names[group] = _name_of(model, site)
+            names[group] = _name_of(model, site, toolkit)
         if site.tensor not in made:
             with graph.inserting_before(site.node):
                 made[site.tensor] = graph.create_node("call_module", names[group], (site.tensor,))
@@ -173,7 +173,7 @@ def _insert(model: nn.Module, graph: fx.Graph, placement: Placement) -> None:
                 layer.share_input(quantizer)
 
 
-def _name_of(model: nn.Module, site: Wanted) -> str:
+def _name_of(model: nn.Module, site: Wanted, toolkit: Toolkit) -> str:
     """Return the name of the quantizer of a site, after the layer or the block that reads it; make it if need be."""
     if site.reason == "input":
         layer = model.get_submodule(str(site.node.target))
@@ -190,7 +190,7 @@ def _name_of(model: nn.Module, site: Wanted) -> str:
         count += 1
         name = f"{role}{count}"
     label = f"{owner}.{name}" if owner else name
-    parent.add_module(f"_{name}_quantizer", Quantizer(label, axis=None))
+    parent.add_module(f"_{name}_quantizer", make_quantizer(label, axis=None, toolkit=toolkit))
     return f"{owner}._{name}_quantizer" if owner else f"_{name}_quantizer"
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from training.quantization.quantizer import Quantizer
+from training.quantization.toolkits import Toolkit, make_quantizer
 
 WEIGHTED = (
     nn.Conv1d,
@@ -122,7 +123,13 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         return nn.functional.linear(inputs, self._weight_quantizer(self.weight), self.bias)
 
 
-def quantized_twin(layer: nn.Module, path: str) -> QuantizedLayer | None:
+def is_quantizable(layer: nn.Module) -> bool:
+    """Return whether ``quantized_twin`` knows a layer."""
+    transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    return type(layer) in WEIGHTED and not (transposed and layer.groups != 1)
+
+
+def quantized_twin(layer: nn.Module, path: str, toolkit: Toolkit) -> QuantizedLayer | None:
     """Return a layer that shares everything with ``layer``, with quantizers; None if it is of no known class.
 
     Only the exact classes are known: a subclass may compute something else. A transposed convolution with groups is
@@ -137,14 +144,14 @@ def quantized_twin(layer: nn.Module, path: str) -> QuantizedLayer | None:
         nn.ConvTranspose3d: QuantizedConvTranspose3d,
         nn.Linear: QuantizedLinear,
     }
-    kind = twins.get(type(layer))
-    transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    if kind is None or (transposed and layer.groups != 1):
+    if not is_quantizable(layer):
         return None
+    kind = twins[type(layer)]
+    transposed = issubclass(kind, _QuantizedTransposed)
     twin = kind.__new__(kind)
     twin.__dict__ = {name: value.copy() if isinstance(value, dict) else value for name, value in layer.__dict__.items()}
-    twin._input_quantizer = Quantizer(f"{path}.input", axis=None)
-    twin._weight_quantizer = Quantizer(f"{path}.weight", axis=1 if transposed else 0)
+    twin._input_quantizer = make_quantizer(f"{path}.input", axis=None, toolkit=toolkit)
+    twin._weight_quantizer = make_quantizer(f"{path}.weight", axis=1 if transposed else 0, toolkit=toolkit)
     twin.quantizes_input = True
     return twin.train(layer.training)
 

@@ -1,4 +1,4 @@
-"""Quantizers of pytorch-quantization whose arithmetic is that of Q/DQ.
+"""Quantizers whose arithmetic is that of Q/DQ.
 
 Symmetric INT8: inputs per tensor, weights per output channel; ``scale = amax / 127``, zero-point 0, values clamped to
 [-128, 127] and rounded half to even. That is what QuantizeLinear and TensorRT's explicit quantization compute.
@@ -6,9 +6,8 @@ Symmetric INT8: inputs per tensor, weights per output channel; ``scale = amax / 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,51 +17,33 @@ from torch import Tensor, nn
 from training.quantization.learned_range import LearnedRange
 from trtdeploy.errors import QuantizationError
 
-
-class _FromLibrary(logging.Filter):
-    """Drops pytorch-quantization's remarks about its own inner steps (it logs every amax it loads as a warning)."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.CRITICAL or "pytorch_quantization" not in record.pathname
-
-
-@contextmanager
-def _root_handlers_kept() -> Iterator[None]:
-    """Undo what importing the library does to everybody's logging: it hangs absl's handler on the root logger."""
-    root = logging.getLogger()
-    before = root.handlers[:]
-    try:
-        yield
-    finally:
-        root.handlers[:] = before
-
-
-with _root_handlers_kept():
-    from pytorch_quantization import nn as quant_nn
-    from pytorch_quantization.tensor_quant import QuantDescriptor
-
-logging.getLogger("absl").addFilter(_FromLibrary())
-
 INT8_BOUND = 127
 SMALLEST_AMAX = 1e-8
 """Stands for an amax of 0. A scale of 0 divides by zero and TensorRT refuses it; so small a one still maps 0 to 0."""
 
 
-class Quantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]
-    """A TensorQuantizer that always uses torch's native fake quantization over the full range [-128, 127].
+class Quantizer(nn.Module):
+    """Fake quantization of one tensor; the toolkits' quantizers derive from it (``toolkits.make_quantizer``).
 
-    The library does so only while a global flag is set, and otherwise clamps weights and inputs to [-127, 127]; then
-    training and the exported graph would compute different things.
+    What the toolkit's class gives: ``amax``, kept in the buffer ``_amax``; ``axis``, along which there is one range
+    per channel, None for one range; ``enable()`` and ``disable()``.
 
-    Args:
+    Attributes:
         label: What messages call the tensor, for example ``features.0.0.input``.
-        axis: Channel axis of the ranges; None for one range.
+        learned_range: Stands in for ``amax`` while ranges are learned.
     """
 
-    def __init__(self, label: str, *, axis: int | None) -> None:
-        super().__init__(QuantDescriptor(num_bits=8, axis=axis, calib_method="max"))
-        self.label = label
-        self.learned_range: LearnedRange | None = None
+    label: str
+    learned_range: LearnedRange | None
+    if TYPE_CHECKING:
+        axis: int | None
+        amax: Tensor | None
+        _disabled: bool
+        _if_quant: bool
+
+        def enable(self) -> None: ...
+
+        def disable(self) -> None: ...
 
     @property
     def of_activation(self) -> bool:
@@ -98,8 +79,11 @@ class Quantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]
             inputs = inputs.float()
         if self.learned_range is not None and torch.is_grad_enabled():
             return self.learned_range.fake_quantize(inputs)
-        outputs: Tensor = self._fb_fake_quant(inputs, self.amax)
-        return outputs
+        return self._by_toolkit(inputs)
+
+    def _by_toolkit(self, inputs: Tensor) -> Tensor:
+        """Fake-quantize a float32 tensor with ``amax``, over the full range of codes."""
+        raise NotImplementedError
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:

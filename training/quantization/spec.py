@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from training.quantization.toolkits import Toolkit
 from trtdeploy.errors import UsageError
 
 
@@ -24,7 +25,7 @@ class QuantizationSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: Literal["tensorrt"] = "tensorrt"
-    toolkit: Literal["pytorch-quantization"] = "pytorch-quantization"
+    toolkit: Toolkit = "pytorch-quantization"
     skip: tuple[str, ...] = ()
 
     def skips(self, layer: str) -> bool:

@@ -195,7 +195,8 @@ def _as_input(decoded: NDArray[np.uint8], preprocessing: Preprocessing) -> Tenso
 def _tries(percentile: float) -> list[tuple[Method, float | None]]:
     """Return what ``all`` tries: each method with its percentile, if it takes one."""
     percentiles = sorted({*PERCENTILES, percentile})
-    return [("max", None), *(("percentile", value) for value in percentiles), ("mse", None), ("entropy", None)]
+    plain: tuple[Method, ...] = ("mse", "relative-mse", "entropy")
+    return [("max", None), *(("percentile", value) for value in percentiles), *((method, None) for method in plain)]
 
 
 def _try(

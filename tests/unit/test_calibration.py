@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
+from trtdeploy.calibration.entropy import entropy_bin
 from trtdeploy.calibration.squared_error import candidates_of, squared_errors
 from trtdeploy.errors import QuantizationError
 
@@ -74,3 +75,49 @@ def test_no_range_is_larger_than_the_largest_value() -> None:
 
 def test_the_range_of_zeros_is_zero() -> None:
     assert {amax_of(collected(np.zeros(3, np.float32)), method) for method in METHODS} == {0.0}
+
+
+def test_entropy_never_clips_a_gate_to_its_smallest_value() -> None:
+    """The least divergence of values between 0.04 and 1 is where all are clipped to 0.04: pytorch-quantization's."""
+    gate = 1 / (1 + np.exp(-np.random.default_rng(0).normal(0, 0.6, 100_000).clip(-3.1, 3.1)))
+    histogram = AbsHistogram()
+    histogram.add(gate.astype(np.float32))
+    assert entropy_bin(histogram.coarse(4096)[0]) * histogram.coarse(4096)[1] < np.percentile(gate, 1)
+    assert amax_of(histogram, "entropy") == histogram.largest
+
+
+def relative_errors(samples, amax):
+    """Mean over samples of |x - q(x)|^2 / |x|^2, straight from the definition."""
+    scale = amax / 127
+    quantized = np.clip(np.rint(samples / scale), -128, 127) * scale
+    return float(np.mean(((samples - quantized) ** 2).sum(axis=1) / (samples**2).sum(axis=1)))
+
+
+def test_relative_mse_lets_every_sample_count_the_same():
+    rng = np.random.default_rng(3)
+    samples = np.abs(rng.standard_normal((40, 3000))).astype(np.float32)
+    samples[0] *= 50  # one image out of forty has values fifty times larger
+    histogram = AbsHistogram()
+    histogram.add(samples[:13])
+    histogram.add(samples[13:])
+    found, plain = amax_of(histogram, "relative-mse"), amax_of(histogram, "mse")
+    tried = {amax: relative_errors(samples.astype(np.float64), amax) for amax in np.geomspace(1, 250, 400)}
+    assert relative_errors(samples.astype(np.float64), found) < 1.02 * min(tried.values())
+    assert relative_errors(samples.astype(np.float64), plain) > 5 * min(tried.values())
+
+
+def test_relative_counts_add_up_to_one_over_the_mean_square_of_each_sample():
+    samples = np.random.default_rng(4).standard_normal((5, 700)).astype(np.float32) * np.float32(1e-3)
+    histogram = AbsHistogram()
+    for scale in (1, 100, 10_000):  # the width doubles in between
+        histogram.add(samples * np.float32(scale))
+    expected = sum(700 / ((samples.astype(np.float64) * scale) ** 2).sum(axis=1) for scale in (1, 100, 10_000)).sum()
+    np.testing.assert_allclose(histogram.relative.sum(), expected, rtol=1e-5)
+
+
+def test_samples_of_zeros_have_no_relative_error():
+    histogram = AbsHistogram()
+    histogram.add(np.zeros((3, 10), np.float32))
+    assert amax_of(histogram, "relative-mse") == 0
+    histogram.add(np.ones((1, 10), np.float32))
+    assert amax_of(histogram, "relative-mse") == pytest.approx(1, rel=0.02)

@@ -15,6 +15,7 @@ class CalibrationMethod(str, Enum):
     max = "max"
     percentile = "percentile"
     mse = "mse"
+    relative_mse = "relative-mse"
     entropy = "entropy"
     all = "all"
 

@@ -13,7 +13,7 @@ from trtdeploy.calibration.histogram import AbsHistogram
 from trtdeploy.calibration.squared_error import squared_error_bin
 from trtdeploy.errors import QuantizationError
 
-Method = Literal["max", "percentile", "mse", "entropy"]
+Method = Literal["max", "percentile", "mse", "relative-mse", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 _ENTROPY_BINS = 4096
@@ -26,8 +26,12 @@ def amax_of(histogram: AbsHistogram, method: Method, *, percentile: float = 99.9
     - ``percentile``: the upper edge of the bin of the value with rank ``ceil(percentile / 100 * n)``, so that at least
       that many values lie inside. Source: pytorch-quantization's calibrator, which takes the lower edge.
     - ``mse``: the least mean squared error of quantization; see ``squared_error``.
-    - ``entropy``: the least Kullback-Leibler divergence; see ``entropy``. Of a tensor whose
-      values are all far from 0, such as a gate, it may take the smallest, as the library does.
+    - ``relative-mse``: the least mean over samples of ``||x - fq(x)||**2 / ||x||**2``, one over the signal to
+      quantization noise ratio, so that each sample counts the same. The plain mean squared error follows the few
+      samples whose values are far beyond those of all others, and leaves the others a handful of codes.
+    - ``entropy``: the least Kullback-Leibler divergence; see ``entropy``. It has no meaning for a tensor without values
+      near 0, such as the sigmoid of a gate: there the least divergence is where all values are clipped to one. A range
+      that would clip more than half of the values is not taken; the largest |x| is.
 
     No range is larger than the largest |x|.
 
@@ -56,9 +60,13 @@ def amax_of(histogram: AbsHistogram, method: Method, *, percentile: float = 99.9
     elif method == "mse":
         counts, width = histogram.coarse(histogram.counts.size)
         amax = squared_error_bin(counts) * width
+    elif method == "relative-mse":
+        used = int(histogram.largest / histogram.width) + 1
+        amax = squared_error_bin(histogram.relative[:used]) * histogram.width
     else:
         counts, width = histogram.coarse(_ENTROPY_BINS)
-        amax = entropy_bin(counts) * width
+        edge = entropy_bin(counts)
+        amax = edge * width if 2 * int(counts[:edge].sum()) >= histogram.n else histogram.largest
     return min(amax, histogram.largest)
 
 

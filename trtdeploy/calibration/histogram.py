@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,12 +27,15 @@ class AbsHistogram:
     Attributes:
         counts: int64, shape (BINS,).
         width: Width of a bin.
+        relative: float64, shape (BINS,): each value counts as one over the sum of squares of its sample, so that every
+            sample weighs the same whatever its size and its scale. A sample is a row of the first axis.
         n: Number of values.
         largest: The largest |x|; 0 as long as there is none.
     """
 
     def __init__(self) -> None:
         self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self.relative: NDArray[np.float64] = np.zeros(BINS, np.float64)
         self.width = _SMALLEST_WIDTH
         self.n = 0
         self.largest = 0.0
@@ -44,33 +49,21 @@ class AbsHistogram:
         if not values.size:
             return
         with np.errstate(over="ignore"):
-            flat = np.asarray(values, np.float32).ravel(order="K")
-        largest = max(float(flat.max()), -float(flat.min()))
-        if not np.isfinite(largest) or np.isnan(flat.min()):
-            broken = int(np.count_nonzero(~np.isfinite(flat)))
+            values = np.asarray(values, np.float32)
+        largest = max(float(values.max()), -float(values.min()))
+        if not np.isfinite(largest) or np.isnan(values.min()):
+            broken = int(np.count_nonzero(~np.isfinite(values)))
             raise QuantizationError(
-                f"{broken} of {flat.size} values are not finite (NaN, infinity, or beyond float32); no range can be "
+                f"{broken} of {values.size} values are not finite (NaN, infinity, or beyond float32); no range can be "
                 "found from them.",
                 hint="Evaluate the float model on these inputs first.",
             )
         self._widen(largest)
-        exponent = -round(np.log2(self.width))
-        steps = [min(exponent, _LARGEST_FACTOR_EXPONENT)]
-        if exponent > _LARGEST_FACTOR_EXPONENT:  # no float32 is 1 / width, but two make it
-            steps.append(exponent - _LARGEST_FACTOR_EXPONENT)
-        factors = [np.float32(2.0**step) for step in steps]
-        scaled = np.empty(min(flat.size, _BLOCK), np.float32)
-        indices = np.empty(scaled.size, np.intp)
-        for start in range(0, flat.size, _BLOCK):
-            block = flat[start : start + _BLOCK]
-            size = block.size
-            np.abs(block, out=scaled[:size])
-            for factor in factors:
-                np.multiply(scaled[:size], factor, out=scaled[:size])
-            np.copyto(indices[:size], scaled[:size], casting="unsafe")
-            found = np.bincount(indices[:size])
-            self.counts[: found.size] += found
-        self.n += flat.size
+        samples = values if values.ndim > 1 else [values]
+        scratch = np.empty(min(samples[0].size, _BLOCK), np.float32), np.empty(min(samples[0].size, _BLOCK), np.intp)
+        for sample in samples:
+            self._add_sample(sample.ravel(order="K"), *scratch)
+        self.n += values.size
         self.largest = max(self.largest, largest)
 
     def coarse(self, bins: int) -> tuple[NDArray[np.int64], float]:
@@ -81,16 +74,40 @@ class AbsHistogram:
             counts, width = _in_pairs(counts), 2 * width
         return counts, width
 
+    def _add_sample(self, sample: NDArray[np.float32], scaled: NDArray[np.float32], indices: NDArray[np.intp]) -> None:
+        exponent = -round(np.log2(self.width))
+        steps = [min(exponent, _LARGEST_FACTOR_EXPONENT)]
+        if exponent > _LARGEST_FACTOR_EXPONENT:  # no float32 is 1 / width, but two make it
+            steps.append(exponent - _LARGEST_FACTOR_EXPONENT)
+        factors = [np.float32(2.0**step) for step in steps]
+        counted: NDArray[np.int64] = np.zeros(0, np.int64)
+        squares = 0.0
+        for start in range(0, sample.size, _BLOCK):
+            block = sample[start : start + _BLOCK]
+            size = block.size
+            np.abs(block, out=scaled[:size])
+            for factor in factors:
+                np.multiply(scaled[:size], factor, out=scaled[:size])
+            squares += float(np.dot(scaled[:size], scaled[:size]))
+            np.copyto(indices[:size], scaled[:size], casting="unsafe")
+            found = np.bincount(indices[:size], minlength=counted.size)
+            found[: counted.size] += counted
+            counted = found
+        self.counts[: counted.size] += counted
+        if squares:
+            self.relative[: counted.size] += counted / (squares * self.width**2)
+
     def _widen(self, largest: float) -> None:
         while largest >= BINS * self.width:
             if self.n:
-                folded = _in_pairs(self.counts)
-                self.counts[: folded.size] = folded
-                self.counts[folded.size :] = 0
+                for bins in (self.counts, self.relative):
+                    folded = _in_pairs(bins)
+                    bins[: folded.size] = folded
+                    bins[folded.size :] = 0
             self.width *= 2
 
 
-def _in_pairs(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    even = counts if counts.size % 2 == 0 else np.append(counts, 0)
-    pairs: NDArray[np.int64] = even.reshape(-1, 2).sum(axis=1)
+def _in_pairs(bins: NDArray[Any]) -> NDArray[Any]:
+    even = bins if bins.size % 2 == 0 else np.append(bins, bins.dtype.type(0))
+    pairs: NDArray[Any] = even.reshape(-1, 2).sum(axis=1)
     return pairs

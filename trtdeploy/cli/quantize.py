@@ -29,7 +29,8 @@ def quantize(
     method: Annotated[
         str,
         typer.Option(
-            "--method", help="Ranges of activations: max, percentile, mse, entropy, or auto: what holds best here."
+            "--method",
+            help="Ranges of activations: max, percentile, mse, relative-mse, entropy, or auto: what holds best here.",
         ),
     ] = "auto",
     percentile: Annotated[

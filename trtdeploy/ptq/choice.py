@@ -33,6 +33,7 @@ CANDIDATES = (
     Candidate("percentile", 99.99),
     Candidate("percentile", 99.999),
     Candidate("mse"),
+    Candidate("relative-mse"),
     Candidate("entropy"),
 )
 """No method is best everywhere: entropy collapses on some networks where max is fine, and the squared error follows

@@ -41,7 +41,7 @@ def lint(
             from trtdeploy.onnxgraph.lint.fix import fix as repaired
 
             before = len(findings)
-            proto = repaired(proto)
+            proto = repaired(proto).model
             try:
                 content = proto.SerializeToString()
             except ValueError as error:

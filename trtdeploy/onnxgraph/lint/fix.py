@@ -2,191 +2,229 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, version_converter
 
-from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
-from trtdeploy.onnxgraph.lint.linear import weight_readers
+from trtdeploy.onnxgraph.lint.float_view import FloatView, float_view
+from trtdeploy.onnxgraph.lint.integer_ops import integer_ops_to_qdq
 from trtdeploy.onnxgraph.lint.linter import lint
-from trtdeploy.onnxgraph.qdq import (
-    WEIGHTED_OPS,
-    Graph,
-    dequantized_constant,
-    node_name,
-    opset_version,
-    remove_unused,
-)
-from trtdeploy.onnxgraph.qdq_pairs import Pair, Quantizer, pairs, put_in
+from trtdeploy.onnxgraph.lint.placed import Placement, placement
+from trtdeploy.onnxgraph.lint.structure import unequal_scales
+from trtdeploy.onnxgraph.lint.symmetric import Rewriter
+from trtdeploy.onnxgraph.placement import Wanted
+from trtdeploy.onnxgraph.qdq import Graph, node_name, opset_version, outer_names, remove_unused
+from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, pairs, put_in, take_out
 from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET, channel_axis, weight_scale
 from trtdeploy.tensors import Array
 
-_KEEP_SIGN = frozenset(
-    {"MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose", "QuantizeLinear"}
-    | {"DequantizeLinear", "Identity"}
-)
-_POSITIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax"})
+_GONE_WITH_THE_REST = ("output-pair", "unused-pair", "codes-read")
 
 
-def fix(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with what can be repaired repaired; ``lint`` says what is left.
+@dataclass(frozen=True)
+class Repair:
+    """One repair: the rule's short name, the node that broke it, and what was done."""
 
-    Asymmetric activations get the symmetric range that holds their old one, per tensor; weights are quantized again per
-    output channel from the floats that they stand for; an INT32 bias becomes float; Q/DQ that is in the way of a fusion
-    (on the convolution's side of an Add, before an activation, twice, only for a graph output) is taken out; a weight
-    without Q/DQ whose layer has a quantized input gets it.
+    rule: str
+    node: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A repaired model; ``lint`` says what is left.
+
+    Attributes:
+        model: A new model.
+        repairs: What was done; nothing was changed if this is empty.
+    """
+
+    model: onnx.ModelProto
+    repairs: tuple[Repair, ...]
+
+
+def fix(model: onnx.ModelProto) -> Fixed:
+    """Repair what can be repaired without new data.
+
+    Ops on codes become Q/DQ around float ops; an opset before 13 is converted; asymmetric activations get the symmetric
+    range that holds their old one, per tensor; weights are quantized again per output channel from the floats that they
+    stand for; other constants become float. Q/DQ that is in the way of a fusion or that nothing uses is taken out.
+    Where Q/DQ is missing and the range is known, because the same tensor is quantized elsewhere, it is put in.
     """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
-    broken = {finding.node for finding in lint(fixed) if finding.severity == "error"}
-    for pair in list(pairs(Graph(fixed.graph))):
-        nodes = [node for node in (pair.quantize, pair.dequantize) if node is not None]
-        if broken.isdisjoint(map(node_name, nodes)):
-            continue
-        if pair.is_constant:
-            _requantize_constant(fixed, pair)
-        else:
-            _make_symmetric(fixed, pair)
-    _take_out_hindrances(fixed)
-    _take_out_hindrances(fixed)  # what stood before a BN may have hidden a residual branch
-    _unify_concat_scales(fixed)
-    remove_unused(fixed.graph)
-    return _with_weights_quantized(fixed)
+    repairs = [
+        Repair("integer-op" if op.startswith("Q") else "codes-read", name, f"{op} has Q/DQ around its float op now")
+        for name, op in integer_ops_to_qdq(fixed)
+    ]
+    fixed = _with_opset(fixed, repairs)
+    _once(fixed, repairs)
+    useless = [finding for finding in lint(fixed) if finding.rule in _GONE_WITH_THE_REST]
+    rewriter = Rewriter(fixed)
+    rewriter.run()
+    repairs += [Repair(*each) for each in rewriter.done]
+    _fold_transposed(fixed)
+    placed = _placed_again(fixed, repairs, has_useless=bool(useless))
+    left = {(finding.rule, finding.node) for finding in lint(placed)} if useless else set()
+    repairs += [
+        Repair(finding.rule, finding.node, "it is taken out")
+        for finding in useless
+        if (finding.rule, finding.node) not in left
+    ]
+    if not repairs:
+        unchanged = onnx.ModelProto()
+        unchanged.CopyFrom(model)
+        return Fixed(unchanged, ())
+    return Fixed(placed, tuple(repairs))
 
 
-def _make_symmetric(model: onnx.ModelProto, pair: Pair) -> None:
+def _with_opset(model: onnx.ModelProto, repairs: list[Repair]) -> onnx.ModelProto:
+    version = opset_version(model)
+    has_qdq = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+    if version >= LOWEST_OPSET or not has_qdq:
+        return model
+    try:
+        converted = version_converter.convert_version(model, LOWEST_OPSET)
+    except Exception:  # the converter is C++ and raises RuntimeError for all it does not know; the finding stays
+        return model
+    rule = "opset" if any(finding.rule == "opset" for finding in lint(model)) else "old-opset"
+    repairs.append(Repair(rule, model.graph.name, f"opset {version} is converted to {LOWEST_OPSET}"))
+    return converted
+
+
+def _once(model: onnx.ModelProto, repairs: list[Repair]) -> None:
+    """Let readers of what is quantized twice read the first pair."""
     graph = Graph(model.graph)
-    dequantize = pair.dequantize
-    scale = graph.constant(dequantize.input[1])
-    has_zero = len(dequantize.input) > 2 and bool(dequantize.input[2])
-    zero = graph.constant(dequantize.input[2]) if has_zero else np.zeros((), np.uint8)
-    if pair.quantize is None or scale is None or zero is None or zero.dtype not in (np.int8, np.uint8):
-        return
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        return  # its range is not known
-    limits = np.iinfo(zero.dtype)
-    ends = [np.abs((end - zero.astype(np.float64)) * scale) for end in (limits.min, limits.max)]
-    is_symmetric = zero.dtype == np.int8 and not zero.any()
-    new = scale.max() if is_symmetric else np.float32(np.max(ends) / INT8_BOUND)
-    if (zero == limits.min).all() and not _is_positive(graph, pair.tensor):
-        # codes that begin at 0 do the work of a Relu, and ONNX Runtime's quantizer has taken that out
-        made = _unused(model, f"{pair.tensor}.positive")
-        relu = helper.make_node("Relu", [pair.tensor], [made], name=made)
-        model.graph.node.insert(list(model.graph.node).index(pair.quantize), relu)
-        quantize = graph.producer[dequantize.input[0]]
-        quantize.input[0] = made
-    _set_parameters(model, [pair.quantize, dequantize], np.asarray(new, np.float32), None)
-
-
-def _is_positive(graph: Graph, name: str) -> bool:
-    maker = graph.producer.get(name)
-    while maker is not None and maker.op_type in _KEEP_SIGN:
-        maker = graph.producer.get(maker.input[0])
-    return maker is not None and maker.op_type in _POSITIVE
-
-
-def _requantize_constant(model: onnx.ModelProto, pair: Pair) -> None:
-    graph = Graph(model.graph)
-    dequantize, output = pair.dequantize, pair.dequantize.output[0]
-    values = dequantized_constant(graph, dequantize) if pair.quantize is None else graph.constant(pair.tensor)
-    if values is None or values.dtype != np.float32 or not np.isfinite(values).all():
-        return
-    if pair.is_bias:
-        model.graph.node.remove(dequantize)
-        model.graph.initializer.append(numpy_helper.from_array(values, output))
-        return
-    axis = _output_channels(graph, output, values.ndim) if opset_version(model) >= LOWEST_OPSET else None
-    scale = weight_scale(values, axis)
-    axis = axis if scale.ndim else None
-    if pair.quantize is not None:
-        _set_parameters(model, [pair.quantize, dequantize], scale, axis)
-        return
-    shaped = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-    codes = np.clip(np.rint(values / shaped), -INT8_BOUND, INT8_BOUND).astype(np.int8)
-    dequantize.input[0] = _constant(model, f"{output}.int8", codes)
-    _set_parameters(model, [dequantize], scale, axis)
-
-
-def _output_channels(graph: Graph, name: str, rank: int) -> int | None:
-    for axis in range(rank):
-        for reader, position, seen in weight_readers(graph, name, axis, rank):
-            if seen == channel_axis(reader, position, rank):
-                return axis
-    return None
-
-
-def _set_parameters(model: onnx.ModelProto, nodes: list[onnx.NodeProto], scale: Array, axis: int | None) -> None:
-    stem = nodes[0].output[0]
-    names = [_constant(model, f"{stem}.scale", scale), _constant(model, f"{stem}.zero", np.zeros(scale.shape, np.int8))]
-    for node in nodes:
-        kept = [entry for entry in node.attribute if entry.name != "axis"]
-        source = node.input[0]
-        del node.attribute[:], node.input[:]
-        node.input.extend([source, *names])
-        node.attribute.extend(kept + ([] if axis is None else [helper.make_attribute("axis", axis)]))
-
-
-def _constant(model: onnx.ModelProto, stem: str, values: Array) -> str:
-    name = _unused(model, stem)
-    model.graph.initializer.append(numpy_helper.from_array(values, name))
-    return name
-
-
-def _unused(model: onnx.ModelProto, stem: str) -> str:
-    used = {tensor.name for tensor in [*model.graph.initializer, *model.graph.input]}
-    used = used.union(*(node.output for node in model.graph.node))
-    name, count = stem, 1
-    while name in used:
-        count += 1
-        name = f"{stem}_{count}"
-    return name
-
-
-def _unify_concat_scales(model: onnx.ModelProto) -> None:
-    graph = Graph(model.graph)
-    unequal = {finding.node for finding in lint(model) if finding.rule == "concat-scales"}
-    made = {pair.dequantize.output[0]: pair for pair in pairs(graph)}
-    for node in list(model.graph.node):
-        read = [made[name] for name in node.input if name in made] if node_name(node) in unequal else []
-        scales = [pair.quantizer.scale for pair in read if pair.quantizer is not None and not pair.quantizer.scale.ndim]
-        if len(scales) == len(read) and all(pair.quantize is not None for pair in read):
-            for pair in read:
-                nodes = [node for node in (pair.quantize, pair.dequantize) if node is not None]
-                _set_parameters(model, nodes, np.asarray(max(scales)), None)
-
-
-def _take_out_hindrances(model: onnx.ModelProto) -> None:
-    findings = lint(model)
-    of_rule = {rule: {f.node for f in findings if f.rule == rule} for rule in {f.rule for f in findings}}
-    graph = Graph(model.graph)
-    branches = {f.reason.split("'")[1] for f in findings if f.rule == "both-residual-inputs"}
-    outputs = {output.name for output in model.graph.output}
-    for pair in list(pairs(graph)):
-        if pair.quantize is None:
-            continue
-        name, result = node_name(pair.dequantize), pair.dequantize.output[0]
-        everywhere = any(name in of_rule.get(rule, ()) for rule in ("double-pair", "before-activation"))
-        for reader in graph.consumers[result]:
-            is_branch = node_name(reader) in of_rule.get("both-residual-inputs", ()) and pair.tensor in branches
-            for position, read in enumerate(reader.input):
-                if read == result and (everywhere or is_branch):
-                    reader.input[position] = pair.tensor
-        if name in of_rule.get("output-pair", ()) and result in outputs:
-            node = helper.make_node("Identity", [pair.tensor], [result], name=f"{result}.identity")
-            pair.dequantize.CopyFrom(node)
-
-
-def _with_weights_quantized(model: onnx.ModelProto) -> onnx.ModelProto:
-    graph = Graph(model.graph)
-    bare = {finding.node for finding in lint(model) if finding.rule == "weight-in-float"}
-    sites = {}
+    fixed = {output.name for output in model.graph.output}.union(*map(outer_names, model.graph.node))
+    first: dict[str, str] = {}
     for node in model.graph.node:
-        if node.op_type not in WEIGHTED_OPS or node_name(node) not in bare:
+        for position, read in enumerate(node.input):
+            node.input[position] = first.get(read, read)
+        if node.op_type != "DequantizeLinear":
             continue
-        for position, name in enumerate(node.input[:2]):
-            values = graph.constant(name)
-            if values is not None and values.dtype == np.float32 and np.isfinite(values).all():
-                axis = channel_axis(node, position, values.ndim)
-                scale = weight_scale(values, axis)
-                sites[node.output[0], position] = Quantizer(name, scale, axis if scale.ndim else None)
-    return put_in(model, sites) if sites else model
+        quantize = graph.maker(node.input[0], "QuantizeLinear")
+        if quantize is None or graph.maker(quantize.input[0], "DequantizeLinear") is None:
+            continue
+        name, result = node_name(node), node.output[0]
+        first[result] = quantize.input[0]
+        repairs.append(Repair("double-pair", name, f"its readers read {quantize.input[0]!r}, which has Q/DQ already"))
+        if result in fixed:
+            node.CopyFrom(helper.make_node("Identity", [quantize.input[0]], [result], name=name))
+    if first:
+        remove_unused(model.graph)
+
+
+def _fold_transposed(model: onnx.ModelProto) -> None:
+    """Make the Transpose of a float constant a constant: only so can Q/DQ stand right before the layer."""
+    graph = Graph(model.graph)
+    folded: dict[str, Array] = {}
+    for node in model.graph.node:
+        if node.op_type != "Transpose":
+            continue
+        values = graph.constant(node.input[0])
+        if values is not None:
+            order = next((list(entry.ints) for entry in node.attribute if entry.name == "perm"), None)
+            folded[node.output[0]] = np.ascontiguousarray(np.transpose(values, order))
+    if folded:
+        kept = [node for node in model.graph.node if node.output[0] not in folded]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+        model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in folded.items())
+        remove_unused(model.graph)
+
+
+def _placed_again(model: onnx.ModelProto, repairs: list[Repair], *, has_useless: bool) -> onnx.ModelProto:
+    """Return the model with its Q/DQ where the rules want it, if anything has to change for that."""
+    graph = Graph(model.graph)
+    view = float_view(model, graph)
+    placed = placement(view)
+    stripped, sites = take_out(model, lambda pair: pair.quantizer is not None or pair.is_bias)
+    count = len(repairs)
+    repairs += [
+        Repair(each.rule, each.node, f"Q/DQ is taken off input {each.site[1]} of {each.site[0]!r}")
+        for each in placed.hindering
+        if sites.pop(each.site, None) is not None
+    ]
+    _add_missing(Graph(stripped.graph), view, placed, sites, repairs, known=_ranges(model))
+    _unify(graph, view, placed, sites, repairs)
+    if len(repairs) == count and not has_useless:
+        remove_unused(model.graph)
+        return model
+    return put_in(stripped, sites)
+
+
+def _ranges(model: onnx.ModelProto) -> dict[str, Array]:
+    """Return the scale of every activation that is quantized anywhere; the larger one of two."""
+    known: dict[str, Array] = {}
+    for pair in pairs(Graph(model.graph)):
+        if pair.quantizer is not None and not pair.is_constant and pair.quantizer.axis is None:
+            known[pair.tensor] = np.maximum(known.get(pair.tensor, pair.quantizer.scale), pair.quantizer.scale)
+    return known
+
+
+def _add_missing(
+    stripped: Graph,
+    view: FloatView,
+    placed: Placement,
+    sites: dict[Site, Quantizer],
+    repairs: list[Repair],
+    *,
+    known: dict[str, Array],
+) -> None:
+    for rule, wanted in placed.missing:
+        node = stripped.producer.get(wanted.site[0])
+        if node is None:
+            continue
+        tensor = node.input[wanted.site[1]]
+        quantizer = _of_weight(stripped, node, wanted) if wanted.reason == "weight" else None
+        if wanted.reason != "weight" and tensor in known:
+            quantizer = Quantizer(tensor, known[tensor])
+        if quantizer is not None:
+            sites[wanted.site] = quantizer
+            where = f"Q/DQ stands before input {wanted.site[1]}, {tensor!r}"
+            repairs.append(Repair(rule, node_name(view.graph.producer[wanted.site[0]]), where))
+
+
+def _of_weight(graph: Graph, node: onnx.NodeProto, wanted: Wanted) -> Quantizer | None:
+    values = graph.constant(node.input[wanted.site[1]])
+    if values is None or values.dtype != np.float32 or not np.isfinite(values).all():
+        return None
+    axis = channel_axis(node, wanted.site[1], values.ndim)
+    scale = weight_scale(values, axis)
+    return Quantizer(node.input[wanted.site[1]], scale, axis if scale.ndim else None)
+
+
+def _unify(
+    graph: Graph, view: FloatView, placed: Placement, sites: dict[Site, Quantizer], repairs: list[Repair]
+) -> None:
+    """Give what must share a scale the largest one; what two Concats share, all of both."""
+    leader: dict[str, str] = {}
+
+    def lead(tensor: str) -> str:
+        while tensor in leader:
+            tensor = leader[tensor]
+        return tensor
+
+    members: set[str] = set()
+    for node, _ in placed.groups:
+        read = [sites[site].tensor for i in range(len(node.input)) if (site := (node.output[0], i)) in sites]
+        tensors = [*read, node.output[0]] if read else []
+        members.update(tensors)
+        for tensor in tensors:
+            if lead(tensor) != lead(tensors[0]):
+                leader[lead(tensor)] = lead(tensors[0])
+    largest: dict[str, Array] = {}
+    for quantizer in sites.values():
+        if quantizer.tensor in members and quantizer.axis is None:
+            group = lead(quantizer.tensor)
+            largest[group] = np.maximum(largest.get(group, quantizer.scale), quantizer.scale)
+    for site, quantizer in sites.items():
+        if quantizer.tensor in members and quantizer.axis is None:
+            sites[site] = Quantizer(quantizer.tensor, np.asarray(largest[lead(quantizer.tensor)]))
+    repairs += [
+        Repair("concat-scales", node_name(node), "what it joins and what reads it have one scale, the largest")
+        for node, given in placed.groups
+        if unequal_scales(graph, view, given)
+    ]

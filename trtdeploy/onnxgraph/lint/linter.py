@@ -7,19 +7,19 @@ from collections.abc import Collection
 import onnx
 
 from trtdeploy.errors import UsageError
+from trtdeploy.onnxgraph.lint.integer_ops import is_integer_op
 from trtdeploy.onnxgraph.lint.linear import linear_findings
 from trtdeploy.onnxgraph.lint.rules import RULES, Finding
 from trtdeploy.onnxgraph.lint.structure import structure_findings
 from trtdeploy.onnxgraph.qdq import Graph, node_name, opset_version
 
 _LINEAR = ("QuantizeLinear", "DequantizeLinear")
-_INTEGER_OPS = frozenset({"ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QGemm"})
 
 
 def lint(model: onnx.ModelProto, *, ignore: Collection[str] = ()) -> list[Finding]:
     """Return what breaks the rules of explicit INT8 on TensorRT.
 
-    Bodies of If, Loop and Scan are not looked into.
+    Bodies of If, Loop and Scan are not looked into; a finding says so.
 
     Args:
         model: The model, with all its weights.
@@ -42,7 +42,7 @@ def errors(model: onnx.ModelProto) -> list[Finding]:
     findings: list[Finding] = []
     for node in model.graph.node:
         name = node_name(node)
-        if _is_integer_op(node):
+        if is_integer_op(node):
             findings.append(Finding("integer-op", name, f"TensorRT does not take the op {node.op_type}"))
         elif node.op_type in _LINEAR:
             findings += (Finding(rule, name, why) for rule, why in linear_findings(graph, node, opset_version(model)))
@@ -50,10 +50,8 @@ def errors(model: onnx.ModelProto) -> list[Finding]:
 
 
 def _findings(model: onnx.ModelProto) -> list[Finding]:
-    if not any(node.op_type in _LINEAR or _is_integer_op(node) for node in model.graph.node):
+    if not any(node.op_type in _LINEAR or is_integer_op(node) for node in model.graph.node):
         return [Finding("not-quantized", model.graph.name, "the model has no Q/DQ; TensorRT would run it in float")]
-    return errors(model) + list(structure_findings(model, Graph(model.graph)))
-
-
-def _is_integer_op(node: onnx.NodeProto) -> bool:
-    return node.op_type.startswith("QLinear") or node.op_type in _INTEGER_OPS
+    found = errors(model)
+    with_opset = all(finding.rule != "opset" for finding in found)
+    return found + list(structure_findings(model, Graph(model.graph), with_opset=with_opset))

@@ -62,11 +62,23 @@ def record(
         stage,
         evaluation.outputs,
         seconds=evaluation.seconds,
-        source={"file": str(file), "sha256": sha256, "command": command},
+        source={"file": str(file), "sha256": sha256, "command": command} | _calibration(facts),
         dataset={"name": Path(dataset.name).name, "fingerprint": dataset.fingerprint},
         latency_ms=round(median_latency_ms(lambda: predict(image)), 4),
     )
     return recorded.model_dump(mode="json")
+
+
+def _calibration(facts: CheckpointFacts) -> dict[str, str]:
+    """Say which images the ranges are from."""
+    calibration = facts.calibration
+    if calibration is None:
+        return {}
+    known = {
+        "calibration_ids_sha256": calibration.image_ids_sha256,
+        "calibration_pixels_sha256": calibration.pixels_sha256,
+    }
+    return {name: digest for name, digest in known.items() if digest is not None}
 
 
 def has_stage(ledger: Path, stage: Stage) -> bool:

@@ -67,6 +67,9 @@ def test_the_whole_road_with_one_ledger(tmp_path):
         assert record.n == 359
         assert record.latency_ms > 0
         assert record.source["command"].startswith("training ")
+        calibration = None if stage == "float" else load_checkpoint(files["ptq"]).facts.calibration
+        assert record.source.get("calibration_pixels_sha256") == (calibration and calibration.pixels_sha256)
+        assert record.source.get("calibration_ids_sha256") == (calibration and calibration.image_ids_sha256)
         path = model if stage == "onnx" else files[stage]
         assert record.source["file"] == str(path)
     assert json.loads(ledger.read_text())["dataset"]["name"] == "digits"

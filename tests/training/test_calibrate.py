@@ -200,7 +200,7 @@ def test_all_takes_the_best_on_dev_and_equals_that_method_alone(digits, float_fi
     calibration = saved.facts.calibration
     tried = [(candidate.method, candidate.percentile) for candidate in calibration.candidates]
     percentiles = [("percentile", value) for value in (90.0, 99.9, 99.99, 99.999)]
-    assert tried == [("max", None), *percentiles, ("mse", None), ("entropy", None)]
+    assert tried == [("max", None), *percentiles, ("mse", None), ("relative-mse", None), ("entropy", None)]
     assert len({candidate.dev.loss for candidate in calibration.candidates}) > 2
     best = sorted(calibration.candidates, key=lambda candidate: (-candidate.dev.top1, candidate.dev.loss))[0]
     assert (calibration.method, calibration.percentile, saved.facts.dev) == (best.method, best.percentile, best.dev)

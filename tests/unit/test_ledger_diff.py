@@ -97,7 +97,7 @@ def test_two_ledgers_are_compared_stage_by_stage(ledger: Ledger, tmp_path: Path)
     assert found.lost_at == "ptq of new.json"
     assert [item.reference for item in found.comparisons] == ["float of ledger.json", "ptq of ledger.json"]
     strangers = write(tmp_path / "strangers.json", float=outputs(range(10), ids="t"))
-    with pytest.raises(LedgerError, match="float of strangers.json cannot be compared .* different samples"):
+    with pytest.raises(LedgerError, match=r"float of strangers.json cannot be compared .* different samples"):
         diff_ledgers(ledger, strangers)
 
 

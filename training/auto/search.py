@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -124,7 +123,7 @@ def decide(
         looks=search.looks,
         float_top1=exact.top1,
         trials=tuple(trials),
-        not_tried=tuple(step for step in search.steps if step not in tried),
+        not_tried=tuple(step for step in _STEPS if step not in tried),
         test=compare_paired(search.answers(start, "test").correct, search.answers(chosen, "test").correct),
         onnx="model.onnx",
     )
@@ -146,11 +145,8 @@ class _Search:
         folder.mkdir(parents=True, exist_ok=True)
         self._dataset, self._start, self._folder = dataset, start, folder
         self._schedule, self._split_seed, self._observer = schedule, split_seed, observer
-        # bias correction is a step where calibrate offers it
-        corrects = "bias_correction" in inspect.signature(calibrate).parameters
-        self.steps = tuple(step for step in _STEPS if corrects or step != "PTQ + bias correction")
         # QAT keeps the best epoch by dev score, what it started from included: that many looks at dev each
-        self.looks = len(self.steps) - 2 + 2 * (schedule.epochs + 1)
+        self.looks = len(_STEPS) - 2 + 2 * (schedule.epochs + 1)
 
     def answers(self, path: Path, split: str) -> StageOutputs:
         checkpoint = load_checkpoint(path)
@@ -163,11 +159,10 @@ class _Search:
         best, path = min(variants, key=lambda item: item[0].kl)
         yield "PTQ", best.name, path, _total(variants), tuple(item for item, _ in variants)
         options: dict[str, Any] = {"method": best.name}
-        if "PTQ + bias correction" in self.steps:
-            corrected, corrected_path = self._variant(f"{best.name}-corrected", exact, **options, bias_correction=True)
-            yield "PTQ + bias correction", best.name, corrected_path, corrected.seconds, ()
-            if corrected.kl < best.kl:
-                options["bias_correction"], path = True, corrected_path
+        corrected, corrected_path = self._variant(f"{best.name}-corrected", exact, **options, bias_correction=True)
+        yield "PTQ + bias correction", best.name, corrected_path, corrected.seconds, ()
+        if corrected.kl < best.kl:
+            options["bias_correction"], path = True, corrected_path
         began = time.perf_counter()
         found = measure_sensitivity(
             load_checkpoint(path), self._dataset, self._folder / "sensitivity.json", split="calibration"

@@ -1,12 +1,15 @@
 """Empirical bias correction: what quantization shifts on average, the bias takes back.
 
-Rounding a weight moves the mean of a layer's output. Layer by layer, with all layers before quantized and corrected,
-the mean over images of ``float output - quantized output`` of each output channel is added to the bias. Source: Nagel
+Rounding the weights moves the mean of a layer's output. Layer by layer, with all layers before on quantized weights and
+corrected, the mean over images of ``float output - output`` of each output channel is added to the bias. Source: Nagel
 et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", https://arxiv.org/abs/1906.04721,
 section 4.2 and appendix D.
 
+Activations stay in float meanwhile. What is clipped off rare outliers moves the mean too, but not the typical output: a
+bias that takes that back as well moves every image for the sake of a few.
+
 A layer's correction only adds a constant to its output, so nothing is computed twice: the network runs once in float
-for the means, and once quantized, node after node, each on all images before the next begins.
+for the means, and once on quantized weights, node after node, each on all images before the next begins.
 """
 
 from __future__ import annotations
@@ -71,7 +74,8 @@ def correct_biases(
         for batch in used:
             model(batch.clone())  # a network may write into its input
     corrector = _Corrector(model, {layer: mean.value for layer, mean in float_means.items()})
-    _NodeByNode(model, used, after=corrector.correct, progress=progress).run()
+    with quantizers_off(model, weights=False):
+        _NodeByNode(model, used, after=corrector.correct, progress=progress).run()
     layers = [name for name, module in model.named_modules() if isinstance(module, QuantizedLayer)]
     return Correction(
         images=sum(map(len, used)),

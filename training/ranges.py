@@ -15,9 +15,14 @@ from trtdeploy.errors import QuantizationError
 
 
 @contextmanager
-def quantizers_off(model: nn.Module) -> Iterator[None]:
-    """Let the network compute in float; those quantizers that were on are on again afterwards."""
-    switched = [quantizer for _, quantizer in quantizers(model) if quantizer.enabled]
+def quantizers_off(model: nn.Module, *, weights: bool = True) -> Iterator[None]:
+    """Let the network compute in float, or on quantized weights if ``weights`` is False.
+
+    Those quantizers that were on are on again afterwards.
+    """
+    switched = [
+        quantizer for _, quantizer in quantizers(model) if quantizer.enabled and (weights or quantizer.of_activation)
+    ]
     for quantizer in switched:
         quantizer.disable()
     try:

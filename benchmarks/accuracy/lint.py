@@ -140,6 +140,9 @@ def export(subject: Subject, folder: Path) -> Files:
     """Write the float model and what ``training export`` and ``trtdeploy quantize`` make of it."""
     torch.manual_seed(0)
     network = subject.make(10)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # some start at 0, which makes a residual branch dead
     noise = torch.randn(8, 3, subject.size, subject.size)
     with torch.no_grad():
         for _ in range(3):

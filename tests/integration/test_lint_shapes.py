@@ -218,3 +218,80 @@ def test_what_onnx_refuses_for_its_quantization_is_named_and_repaired(tmp_path: 
     assert done.exit_code == 0, done.output
     assert "answers not compared: ONNX Runtime does not take the original model" in done.stdout
     onnx.checker.check_model(str(tmp_path / "new.onnx"))
+
+
+def codes_all_the_way(g: GraphMaker) -> onnx.ModelProto:
+    """Every op on codes that ONNX Runtime's quantizer writes, one behind the other; weights per channel."""
+
+    def parameters(scale: float, zero: int) -> list[str]:
+        return [g.constant(np.float32(scale)), g.constant(np.uint8(zero))]
+
+    def weight(shape: tuple[int, ...], channels: int) -> list[str]:
+        codes = g.constant(RNG.integers(-127, 128, shape).astype(np.int8))
+        scales = g.constant((0.002 + 0.001 * np.arange(channels)).astype(np.float32))
+        return [codes, scales, g.constant(np.zeros(channels, np.int8))]
+
+    def contrib(op: str, *inputs: str, **attributes: object) -> str:
+        return g.node(op, *inputs, domain="com.microsoft", **attributes)
+
+    given, middle, gate = parameters(0.03, 120), parameters(0.02, 128), parameters(1 / 256, 0)
+    codes = g.node("QuantizeLinear", "x", *given)
+    bias = g.constant(RNG.integers(-500, 500, 6).astype(np.int32))
+    codes = g.node("QLinearConv", codes, *given, *weight((6, 4, 3, 3), 6), *middle, bias)
+    codes = contrib("QLinearLeakyRelu", codes, *middle, *middle, alpha=0.1)
+    gates = contrib("QLinearSigmoid", contrib("QLinearGlobalAveragePool", codes, *middle, *middle), *middle, *gate)
+    codes = contrib("QLinearMul", codes, *middle, gates, *gate, *middle)
+    codes = contrib("QLinearAdd", codes, *middle, codes, *middle, *middle)
+    codes = contrib("QLinearConcat", *middle, codes, *middle, codes, *middle, axis=1)
+    codes = contrib("QLinearAveragePool", codes, *middle, *middle, kernel_shape=[2, 2], strides=[2, 2])
+    codes = g.node("Flatten", g.node("MaxPool", codes, kernel_shape=[3, 3]))
+    codes = g.node("QLinearMatMul", codes, *middle, *weight((12, 8), 8), *middle)
+    bias = g.constant(RNG.integers(-500, 500, 5).astype(np.int32))
+    g.node(
+        *("QGemm", codes, *middle, *weight((5, 8), 5), bias, *middle), domain="com.microsoft", output="codes", transB=1
+    )
+    g.node("DequantizeLinear", "codes", *middle, output="y")
+    model = g.model({"x": ["n", 4, 8, 8]}, {"y": ["n", 5]})
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+def test_ops_on_codes_become_float_ops_with_qdq() -> None:
+    model = codes_all_the_way(GraphMaker())
+    fixed = fix(model)
+    assert {finding.rule for finding in lint(fixed.model)} <= {"pooling-in-float", "gate-in-float"}
+    assert {node.domain for node in fixed.model.graph.node} == {""}
+    onnx.checker.check_model(fixed.model, full_check=True)
+    [old], [new] = as_exported(model, noise(model)), as_exported(fixed.model, noise(model))
+    assert np.abs(old).max() > 0.3
+    assert np.abs(new - old).max() < 0.1 * np.abs(old).max()
+
+
+def two_readers(scale: float) -> onnx.ModelProto:
+    g = GraphMaker()
+    kernel = [g.qdq(g.constant(values(4, 4, 1, 1)), 0.03) for _ in range(2)]
+    first = g.node("Relu", g.node("Conv", g.qdq("x", 0.03), kernel[0]))
+    second = g.node("Relu", g.node("Conv", g.qdq("x", scale), kernel[1]))
+    g.node("Concat", first, second, axis=1, output="y")
+    return g.model({"x": [1, 4, 5, 5]}, {"y": [1, 8, 5, 5]})
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_a_range_that_is_known_elsewhere_replaces_one_that_is_not(scale: float) -> None:
+    assert {finding.rule for finding in lint(two_readers(scale))} == {"scale-value"}
+    fixed = fix(two_readers(scale)).model
+    assert lint(fixed) == []
+    assert sum(node.op_type == "QuantizeLinear" for node in fixed.graph.node) <= 4
+
+
+def test_the_sign_of_a_scale_does_not_matter() -> None:
+    model, good = two_readers(-0.03), two_readers(0.03)
+    [old], [new] = as_exported(model, noise(good)), as_exported(fix(model).model, noise(good))
+    assert np.abs(old - new).max() < 0.1 * np.abs(old).max()
+
+
+def test_a_range_that_nobody_knows_stays_a_finding() -> None:
+    g = GraphMaker()
+    g.node("Conv", g.qdq("x", np.nan), g.qdq(g.constant(values(4, 4, 1, 1)), 0.03), output="y")
+    fixed = fix(g.model({"x": [1, 4, 5, 5]}, {"y": [1, 4, 5, 5]}))
+    assert {finding.rule for finding in lint(fixed.model)} == {"scale-value"}

@@ -13,10 +13,10 @@ from trtdeploy.onnxgraph.lint.integer_ops import integer_ops_to_qdq
 from trtdeploy.onnxgraph.lint.linter import lint
 from trtdeploy.onnxgraph.lint.placed import Placement, placement
 from trtdeploy.onnxgraph.lint.structure import unequal_scales
-from trtdeploy.onnxgraph.lint.symmetric import Rewriter
+from trtdeploy.onnxgraph.lint.symmetric import Rewriter, activation_scales
 from trtdeploy.onnxgraph.placement import Wanted
 from trtdeploy.onnxgraph.qdq import Graph, node_name, opset_version, outer_names, remove_unused
-from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, pairs, put_in, take_out
+from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in, take_out
 from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET, channel_axis, weight_scale
 from trtdeploy.tensors import Array
 
@@ -147,21 +147,12 @@ def _placed_again(model: onnx.ModelProto, repairs: list[Repair], *, has_useless:
         for each in placed.hindering
         if sites.pop(each.site, None) is not None
     ]
-    _add_missing(Graph(stripped.graph), view, placed, sites, repairs, known=_ranges(model))
+    _add_missing(Graph(stripped.graph), view, placed, sites, repairs, known=activation_scales(graph))
     _unify(graph, view, placed, sites, repairs)
     if len(repairs) == count and not has_useless:
         remove_unused(model.graph)
         return model
     return put_in(stripped, sites)
-
-
-def _ranges(model: onnx.ModelProto) -> dict[str, Array]:
-    """Return the scale of every activation that is quantized anywhere; the larger one of two."""
-    known: dict[str, Array] = {}
-    for pair in pairs(Graph(model.graph)):
-        if pair.quantizer is not None and not pair.is_constant and pair.quantizer.axis is None:
-            known[pair.tensor] = np.maximum(known.get(pair.tensor, pair.quantizer.scale), pair.quantizer.scale)
-    return known
 
 
 def _add_missing(

@@ -91,7 +91,7 @@ def float_view(model: onnx.ModelProto, graph: Graph) -> FloatView:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         for position, read in enumerate(node.input):
-            if read in through and node.output:
+            if read in through and node.output and node.output[0]:
                 sites[node.output[0], position] = through[read]
             copy.input[position] = source.get(read, read)
         nodes.append(copy)

@@ -41,6 +41,7 @@ class Rewriter:
         self._graph = Graph(model.graph)
         self._used = {value.name for value in [*model.graph.initializer, *model.graph.input]}
         self._used.update(*(node.output for node in model.graph.node))
+        self._known: dict[str, Array] = {}
         self._gone: set[str] = set()
         self._relus: dict[str, onnx.NodeProto] = {}
         self._positive = set(self._positive_tensors())
@@ -57,6 +58,7 @@ class Rewriter:
                 self._requantize(pair, rules[broken[0]] if broken else "")
             elif broken and pair.quantize is not None:
                 by_quantize[pair.quantize.output[0]].append(pair)
+        self._known = activation_scales(self._graph)
         for readers in by_quantize.values():
             self._make_symmetric(readers, rules)
         if self._relus or self._gone:
@@ -112,12 +114,16 @@ class Rewriter:
         if quantize is None or any(node.op_type != "DequantizeLinear" for node in everyone):
             return
         scale, zero = self._graph.constant(quantize.input[1]), self._zero(quantize)
-        if scale is None or zero is None or zero.dtype not in _CODES or not np.isfinite(scale).all():
+        if scale is None or zero is None or zero.dtype not in _CODES:
             return  # its range is not known
         for node in everyone:
             own = self._graph.constant(node.input[1])
             if own is None or own.tobytes() != scale.tobytes():
                 return
+        if not np.isfinite(scale).all():
+            if readers[0].tensor not in self._known:
+                return
+            scale, zero = self._known[readers[0].tensor], np.zeros((), np.int8)
         scale = np.abs(scale.astype(np.float64))
         limits = np.iinfo(zero.dtype)
         ends = [np.abs((end - zero.astype(np.float64)) * scale) for end in (limits.min, limits.max)]
@@ -190,6 +196,15 @@ class Rewriter:
         name = unused(stem, self._used)
         self._model.graph.initializer.append(numpy_helper.from_array(values, name))
         return name
+
+
+def activation_scales(graph: Graph) -> dict[str, Array]:
+    """Return the scale of every activation that has symmetric INT8 anywhere; the larger one of two."""
+    known: dict[str, Array] = {}
+    for pair in pairs(graph):
+        if pair.quantizer is not None and not pair.is_constant and pair.quantizer.axis is None:
+            known[pair.tensor] = np.maximum(known.get(pair.tensor, pair.quantizer.scale), pair.quantizer.scale)
+    return known
 
 
 def _name(node: onnx.NodeProto | None) -> str:

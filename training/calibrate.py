@@ -49,7 +49,7 @@ def calibrate(
     output: Path,
     *,
     spec: QuantizationSpec | None = None,
-    method: MethodOrAll = "percentile",
+    method: MethodOrAll = "relative-mse",
     percentile: float = 99.99,
     images: int | None = None,
     seed: int = 0,

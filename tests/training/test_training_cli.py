@@ -167,7 +167,11 @@ def test_the_split_seed_of_the_checkpoint_is_used_again(tmp_path):
         (["fit", "-o", "x.safetensors", "--checkpoint", "none.pt"], "no checkpoint at none.pt"),
         (["calibrate", "none.pt", "-o", "x.safetensors"], "no checkpoint at none.pt"),
         (["calibrate", "FLOAT", "-o", "x.safetensors", "--method", "kl"], "--method"),
-        (["calibrate", "FLOAT", "-o", "x.safetensors", "--percentile", "101"], "--percentile 101"),
+        (
+            ["calibrate", "FLOAT", "-o", "x.safetensors", "--method", "percentile", "--percentile", "101"],
+            "--percentile 101 is not between",
+        ),
+        (["calibrate", "FLOAT", "-o", "x.safetensors", "--percentile", "99"], "means nothing to --method relative-mse"),
         (["calibrate", "FLOAT", "-o", "x.safetensors", "--skip", "hed"], "--skip hed matches no layer"),
         (["calibrate", "PTQ", "-o", "x.safetensors"], "quantized already"),
         (["qat", "FLOAT", "-o", "x.safetensors"], "starts from a calibrated one"),

@@ -19,11 +19,13 @@ from training.cli.options import (
     Output,
     Seed,
     SplitSeed,
+    TargetName,
     ToolkitName,
 )
 from training.cli.reporting import check_suffix, report, score_and_record
 from trtdeploy.cli.console import Output as Stdout
 from trtdeploy.cli.console import door
+from trtdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from training.checkpoint import CalibrationFacts
@@ -36,8 +38,11 @@ def calibrate(
     method: Annotated[
         CalibrationMethod,
         typer.Option("--method", help="How the ranges of activations are found; all: the best of all on dev."),
-    ] = CalibrationMethod.percentile,
-    percentile: Annotated[float, typer.Option("--percentile", help="Percent of all |x| inside the range.")] = 99.99,
+    ] = CalibrationMethod.relative_mse,
+    percentile: Annotated[
+        float | None,
+        typer.Option("--percentile", help="Percent of all |x| inside the range (99.99); for percentile, and for all."),
+    ] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option("--skip", help="Leave layers of such names in float, for example 'features.0.*'; repeatable."),
@@ -46,6 +51,9 @@ def calibrate(
         bool,
         typer.Option("--bias-correction", help="Let the biases take back what quantization shifts on average."),
     ] = False,
+    target: Annotated[TargetName, typer.Option("--target", help="Whose rules say where the quantizers go.")] = (
+        TargetName.tensorrt
+    ),
     toolkit: Annotated[ToolkitName, typer.Option("--toolkit", help="Whose quantizers are put in.")] = (
         ToolkitName.pytorch_quantization
     ),
@@ -66,6 +74,11 @@ def calibrate(
         from training.recording import has_stage
 
         check_suffix(output, ".safetensors")
+        if percentile is not None and method not in (CalibrationMethod.percentile, CalibrationMethod.all):
+            raise UsageError(
+                f"--percentile {percentile:g} means nothing to --method {method.value}.",
+                hint="Add --method percentile, or leave it out.",
+            )
         start, dataset, split_seed = open_both(
             data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
         )
@@ -77,9 +90,9 @@ def calibrate(
                 dataset,
                 start,
                 output,
-                spec=QuantizationSpec(toolkit=toolkit.value, skip=tuple(skip or ())),
+                spec=QuantizationSpec(target=target.value, toolkit=toolkit.value, skip=tuple(skip or ())),
                 method=method.value,
-                percentile=percentile,
+                percentile=99.99 if percentile is None else percentile,
                 images=images,
                 seed=seed,
                 split_seed=split_seed,

@@ -25,6 +25,7 @@ from training.quantization import quantizers, times_run
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import ModelError, QuantizationError, RuntimeUnavailableError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
+from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.tensors import Array
 
 INPUT_NAME = "input"
@@ -102,6 +103,8 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
     enabled = [quantizer for _, quantizer in quantizers(network) if quantizer.enabled]
     scales = [quantizer.scale_array for quantizer in enabled for _ in range(runs[quantizer])]
     check_quantization(exported, scales)
+    if checkpoint.facts.quantization is not None and checkpoint.facts.quantization.target == "onnxruntime":
+        exported = with_unsigned_activations(exported)
     onnx.helper.set_model_props(exported, _metadata(checkpoint))
     try:
         onnx.checker.check_model(exported, full_check=True)

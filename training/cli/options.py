@@ -20,6 +20,13 @@ class CalibrationMethod(str, Enum):
     all = "all"
 
 
+class TargetName(str, Enum):
+    """What the quantized network is to run on."""
+
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+
+
 class ToolkitName(str, Enum):
     """Whose quantizers are put in."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from training.quantization.folding import fold_batch_norms, take_silu_apart
 from training.quantization.layers import QuantizedLayer, channel_shape, is_quantizable, quantized_twin
 from training.quantization.placement import Placement, Placer, Wanted
 from training.quantization.quantizer import Quantizer, quantizers
@@ -28,7 +29,10 @@ _FUNCTIONAL = {
     functional.conv_transpose3d,
     functional.linear,
 }
-_ROLES = {"residual": "residual", "gate": "gated", "pooling": "pooled", "concat": "concat"}
+_ROLES = {"residual": "residual", "gate": "gated", "pooling": "pooled", "concat": "concat"} | {
+    "operand": "operand",
+    "activation": "activation",
+}
 
 
 def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example: Tensor) -> nn.Module:
@@ -74,9 +78,13 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
         )
         _swap_layers(model, spec)
         return model
-    graph, modules = traced.graph, dict(model.named_modules())
+    graph = traced.graph
+    if spec.target == "onnxruntime":
+        fold_batch_norms(model, graph)
+        take_silu_apart(model, graph)
+    modules = dict(model.named_modules())
     _warn_of_float(model, traced)
-    placement = Placer(graph, modules, spec.skips).place()
+    placement = Placer(graph, modules, spec.skips, target=spec.target).place()
     _swap_layers(model, spec)
     _insert(model, graph, placement, spec.toolkit)
     quantized = fx.GraphModule(model, graph, type(model).__name__)

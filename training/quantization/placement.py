@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from training.quantization.layers import WEIGHTED
+from trtdeploy.onnxgraph.placement import Target
 
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _MUL = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
@@ -53,7 +54,7 @@ class Wanted:
     Attributes:
         node: Who reads.
         tensor: Who makes the tensor.
-        reason: ``input``, ``residual``, ``gate``, ``pooling`` or ``concat``.
+        reason: ``input``, ``residual``, ``gate``, ``pooling``, ``concat``, ``operand`` or ``activation``.
     """
 
     node: fx.Node
@@ -76,9 +77,14 @@ class Placer:
         graph: With shapes, as ``tracing.trace`` returns it.
         modules: Of the float network, by name.
         skips: Whether a layer stays in float.
+        target: Whose rules hold. ONNX Runtime fuses an op into its INT8 kernel where all that it reads and what it
+            makes has Q/DQ.
     """
 
-    def __init__(self, graph: fx.Graph, modules: dict[str, nn.Module], skips: Callable[[str], bool]) -> None:
+    def __init__(
+        self, graph: fx.Graph, modules: dict[str, nn.Module], skips: Callable[[str], bool], *, target: Target
+    ) -> None:
+        self._target = target
         self._graph = graph
         self._modules = modules
         self._skips = skips
@@ -94,6 +100,8 @@ class Placer:
         operands = [given for given in node.all_input_nodes if "tensor_meta" in given.meta]
         if self._is_layer(node):
             return [] if self._skips(str(node.target)) else [Wanted(node, node.all_input_nodes[0], "input")]
+        if self._target == "onnxruntime":
+            return self._of_any(node, operands)
         if self._is(node, _POOL, _POOL_MODULES) or self._is_spatial_mean(node):
             return [Wanted(node, operands[0], "pooling")]
         if len(operands) != 2:
@@ -104,6 +112,19 @@ class Placer:
         if self._is(node, _MUL) and self._is_gated(*operands):
             return [Wanted(node, operand, "gate") for operand in operands]
         return []
+
+    def _of_any(self, node: fx.Node, operands: list[fx.Node]) -> list[Wanted]:
+        if self._is(node, _POOL, _POOL_MODULES) or self._is_spatial_mean(node):
+            return [Wanted(node, operands[0], "pooling")]
+        if self._is(node, _ADD) or self._is(node, _MUL):
+            return [Wanted(node, operand, "operand") for operand in operands if len(operands) == 2]
+        if self._is(node, _GATE, _GATE_MODULES):
+            return [Wanted(node, operand, "activation") for operand in operands]
+        if node.op == "output" or self._is(node, _COMMUTE, (*_COMMUTE_MODULES, *_NORMS)) or self._is_switch(node):
+            return []
+        # What reads the result of a kernel gives that result its codes.
+        kernels = [operand for operand in operands if self._is_branch(operand) or self._is(operand, _ADD | _MUL)]
+        return [Wanted(node, operand, "activation") for operand in kernels]
 
     def _residual(self, first: fx.Node, second: fx.Node) -> fx.Node | None:
         """Return the operand of an add that does not fuse with it."""
@@ -118,6 +139,8 @@ class Placer:
         """Return whether a tensor is a convolution's, but for batch norm and what does nothing in evaluation."""
         while not self._is_layer(node):
             if not (self._is(node, {functional.dropout}, (*_NORMS, *_NOTHING_MODULES)) or self._is_switch(node)):
+                return False
+            if not node.all_input_nodes:
                 return False
             node = node.all_input_nodes[0]
         return not isinstance(self._modules[str(node.target)], nn.Linear)

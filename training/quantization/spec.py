@@ -5,26 +5,26 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from training.quantization.toolkits import Toolkit
 from trtdeploy.errors import UsageError
+from trtdeploy.onnxgraph.placement import Target
 
 
 class QuantizationSpec(BaseModel):
     """Where quantizers go. With the model it decides the keys of a quantized state dict.
 
     Attributes:
-        target: Whose placement rules hold.
+        target: Whose placement rules hold. For ``onnxruntime`` batch norm is folded into the convolutions, too.
         toolkit: Whose quantizers are put in.
         skip: Patterns (``fnmatch``) of the names of layers that stay in float.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    target: Literal["tensorrt"] = "tensorrt"
+    target: Target = "tensorrt"
     toolkit: Toolkit = "pytorch-quantization"
     skip: tuple[str, ...] = ()
 

@@ -7,9 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from placed_networks import mobile_net
+from placed_networks import SmallUNet, TwoConvolutionBranches, mobile_net, squeeze_net
 
-from benchmarks.accuracy.small_networks import thin_resnet
+from benchmarks.accuracy.small_networks import thin_densenet, thin_resnet
 from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
 from training.export import export, onnx_predictor, trace_to_onnx
@@ -17,6 +17,8 @@ from training.models.efficientnet import efficientnet_b0
 from training.predict import predictor
 from training.quantization import QuantizationSpec, quantize, quantizers
 from training.ranges import fix_ranges, observing_inputs, quantizers_off
+from trtdeploy.onnxgraph.placement import wanted_sites
+from trtdeploy.onnxgraph.qdq_pairs import take_out
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 
 SPEC = QuantizationSpec(target="onnxruntime")
@@ -67,6 +69,16 @@ def test_h_swish_and_gates_leave_no_convolution_in_float(tmp_path):
     model = with_unsigned_activations(onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17)))
     ops = optimized(model, tmp_path)
     assert ops["QLinearConv"] == sum(node.op_type == "Conv" for node in model.graph.node)
+
+
+@pytest.mark.parametrize(
+    "make", [thin_resnet, thin_densenet, mobile_net, squeeze_net, SmallUNet, TwoConvolutionBranches]
+)
+def test_both_placements_are_the_same(make):
+    quantized, _, _ = calibrated(make)
+    exported = onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
+    float_model, found = take_out(exported, lambda pair: True)
+    assert set(found) == {each.site for each in wanted_sites(float_model, target="onnxruntime")}
 
 
 def test_a_checkpoint_is_rebuilt_with_folded_layers_and_exported(digits, float_file, tmp_path):

@@ -120,7 +120,9 @@ class Placer:
             return [Wanted(node, operand, "operand") for operand in operands if len(operands) == 2]
         if self._is(node, _GATE, _GATE_MODULES):
             return [Wanted(node, operand, "activation") for operand in operands]
-        if node.op == "output" or self._is(node, _COMMUTE, (*_COMMUTE_MODULES, *_NORMS)) or self._is_switch(node):
+        if "tensor_meta" not in node.meta or node.op == "output" or self._is(node, _CAT) or self._is_switch(node):
+            return []
+        if self._is(node, _COMMUTE, (*_COMMUTE_MODULES, *_NORMS)):
             return []
         # What reads the result of a kernel gives that result its codes.
         kernels = [operand for operand in operands if self._is_branch(operand) or self._is(operand, _ADD | _MUL)]

@@ -17,7 +17,7 @@ from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph
 from trtdeploy.onnxgraph.qdq_pairs import Site
 
 Target = Literal["tensorrt", "onnxruntime"]
-Reason = Literal["input", "weight", "residual", "gate", "pooling", "concat"]
+Reason = Literal["input", "weight", "residual", "gate", "pooling", "concat", "operand", "activation"]
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _BEHIND_CONVOLUTION = frozenset({"BatchNormalization", "Identity", "Dropout"})
@@ -51,7 +51,8 @@ def wanted_sites(model: onnx.ModelProto, *, target: Target = "tensorrt") -> list
 
     Args:
         model: A float model.
-        target: ``onnxruntime`` wants both operands of a residual Add, because its QLinearAdd takes codes only.
+        target: ``onnxruntime`` runs an op in integers where all that it reads and what it makes has Q/DQ: it wants both
+            operands of every Add and Mul, and what reads the result of a convolution, an Add or a Mul.
     """
     graph = Graph(model.graph)
     found = [wanted for node in model.graph.node if node.output for wanted in _of_node(graph, node, target)]
@@ -64,23 +65,35 @@ def _of_node(graph: Graph, node: onnx.NodeProto, target: Target) -> Iterator[Wan
     if node.op_type in WEIGHTED_OPS and sum(constant) == 1 and (constant[1] or node.op_type == "MatMul"):
         for position in (0, 1):
             yield Wanted((name, position), node.input[position], "weight" if constant[position] else "input")
-    elif node.op_type == "Add" and not any(constant):
-        for position in _residual(graph, node, target):
-            yield Wanted((name, position), node.input[position], "residual")
-    elif node.op_type == "Mul" and not any(constant):
-        if any(_is_gate(graph, node.input[i], node.input[1 - i]) for i in (0, 1)):
-            for position in (0, 1):
-                yield Wanted((name, position), node.input[position], "gate")
     elif node.op_type in _POOLS or (node.op_type == "ReduceMean" and _over_image(graph, node)):
         yield Wanted((name, 0), node.input[0], "pooling")
+    elif target == "onnxruntime":
+        yield from _for_integer_kernels(graph, node, any(constant))
+    elif node.op_type == "Add" and not any(constant):
+        for position in _residual(graph, node):
+            yield Wanted((name, position), node.input[position], "residual")
+    elif node.op_type == "Mul" and not any(constant) and _is_gated(graph, node):
+        for position in (0, 1):
+            yield Wanted((name, position), node.input[position], "gate")
 
 
-def _residual(graph: Graph, node: onnx.NodeProto, target: Target) -> list[int]:
+def _for_integer_kernels(graph: Graph, node: onnx.NodeProto, has_constant: bool) -> Iterator[Wanted]:
+    if node.op_type in ("Add", "Mul") and not has_constant:
+        for position in (0, 1):
+            yield Wanted((node.output[0], position), node.input[position], "operand")
+    elif node.op_type in ("Sigmoid", "HardSigmoid"):
+        yield Wanted((node.output[0], 0), node.input[0], "activation")
+    elif node.op_type not in _COMMUTES | {"BatchNormalization", "Concat", "Shape", "Size"}:
+        for position, read in enumerate(node.input):
+            maker = graph.producer.get(read)
+            if maker is not None and (maker.op_type in ("Add", "Mul") or _is_convolution(graph, read)):
+                yield Wanted((node.output[0], position), read, "activation")
+
+
+def _residual(graph: Graph, node: onnx.NodeProto) -> list[int]:
     branches = [_is_convolution(graph, read) for read in node.input]
     if not any(branches):
         return []
-    if target == "onnxruntime":
-        return [0, 1]
     if not all(branches):
         return [branches.index(False)]
     above = [_ancestors(graph, read) for read in node.input]
@@ -109,6 +122,10 @@ def _ancestors(graph: Graph, tensor: str) -> dict[str, int]:
                 distance[read] = distance[current] + 1
                 queue.append(read)
     return distance
+
+
+def _is_gated(graph: Graph, node: onnx.NodeProto) -> bool:
+    return any(_is_gate(graph, node.input[i], node.input[1 - i]) for i in (0, 1))
 
 
 def _is_gate(graph: Graph, tensor: str, other: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
+from onnx import helper
 
 from trtdeploy.errors import ModelError, UsageError
 from trtdeploy.files import atomic_write
@@ -138,13 +140,12 @@ def _require_readable_size(path: Path) -> None:
 
 
 def _require_one_file(model: onnx.ModelProto, path: str | Path) -> None:
-    lengths = [
-        int(entry.value)
+    apart = sum(
+        math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "length" and entry.value.isdecimal()
-    ]
-    if sum(lengths) + model.ByteSize() > _LARGEST_BYTES:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and not tensor.raw_data
+    )
+    if apart + model.ByteSize() > _LARGEST_BYTES:
         raise _too_large(path)
 
 

@@ -170,9 +170,12 @@ def test_more_weights_than_a_file_holds_are_refused_before_they_are_read(tmp_pat
         tensor.external_data.add(key=key, value=value)
     model.graph.initializer.append(tensor)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    done = CliRunner().invoke(app, ["lint", str(tmp_path / "model.onnx"), "--fix", str(tmp_path / "out.onnx")])
-    assert done.exit_code == 2
-    assert "2 GB" in done.output
+    arguments = ["lint", str(tmp_path / "model.onnx")]
+    with patch("trtdeploy.lint_file.load_source", side_effect=AssertionError("was read")):
+        for more in ([], ["--fix", str(tmp_path / "out.onnx")]):
+            done = CliRunner().invoke(app, [*arguments, *more])
+            assert done.exit_code == 2
+            assert "2 GB" in done.output
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -295,3 +298,34 @@ def test_a_range_that_nobody_knows_stays_a_finding() -> None:
     g.node("Conv", g.qdq("x", np.nan), g.qdq(g.constant(values(4, 4, 1, 1)), 0.03), output="y")
     fixed = fix(g.model({"x": [1, 4, 5, 5]}, {"y": [1, 4, 5, 5]}))
     assert {finding.rule for finding in lint(fixed.model)} == {"scale-value"}
+
+
+def test_the_largest_scale_is_the_shared_one() -> None:
+    """A smaller one would cut the larger branch off."""
+    g = GraphMaker()
+    small = g.qdq(g.node("Sigmoid", "x"), 0.01)
+    result = g.node("Concat", g.qdq("x", 0.04), small, axis=1)
+    g.node("Conv", g.qdq(result, 0.03), g.qdq(g.constant(values(4, 8, 1, 1)), 0.03), output="y")
+    model = g.model({"x": [1, 4, 5, 5]}, {"y": [1, 4, 5, 5]})
+    assert {finding.rule for finding in lint(model)} == {"concat-scales"}
+    fixed = fix(model).model
+    assert lint(fixed) == []
+    scales = {
+        float(numpy_helper.to_array(tensor))
+        for tensor in fixed.graph.initializer
+        for node in fixed.graph.node
+        if node.op_type == "QuantizeLinear"
+        and tensor.name == node.input[1]
+        and node.input[0] in (result, "x", "sigmoid1")
+    }
+    assert scales == {float(np.float32(0.04))}
+
+
+def test_a_head_in_float_by_choice_is_no_finding() -> None:
+    """Pooling, a gate and a layer behind the last quantized one."""
+    g = GraphMaker()
+    body = g.node("Relu", g.node("Conv", g.qdq("x"), g.qdq(g.constant(values(4, 4, 1, 1)), 0.03)))
+    gates = g.node("Sigmoid", g.node("Conv", g.node("GlobalAveragePool", body), g.constant(values(4, 4, 1, 1))))
+    pooled = g.node("GlobalAveragePool", g.node("Mul", body, gates))
+    g.node("Gemm", g.node("Flatten", pooled), g.constant(values(5, 4)), transB=1, output="y")
+    assert lint(g.model({"x": [1, 4, 5, 5]}, {"y": [1, 5]})) == []

@@ -32,6 +32,7 @@ from trtdeploy.onnxgraph.ranges_to_qdq import (
     weight_scale,
 )
 from trtdeploy.onnxgraph.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, load_source
+from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.ptq.choice import Candidate, score_candidates
 from trtdeploy.ptq.observe import observe, runner, serialized
@@ -186,6 +187,8 @@ def quantize(
         }
         _set_metadata(quantized, calibration, preprocessing)
         require_quantization(quantized)
+        if options.target == "onnxruntime":
+            quantized = with_unsigned_activations(quantized)
         content = serialized(quantized)
         first = opened.samples.batch(chosen[:size])
         outputs = [value.name for value in float_model.graph.output]

@@ -329,3 +329,33 @@ def test_a_head_in_float_by_choice_is_no_finding() -> None:
     pooled = g.node("GlobalAveragePool", g.node("Mul", body, gates))
     g.node("Gemm", g.node("Flatten", pooled), g.constant(values(5, 4)), transB=1, output="y")
     assert lint(g.model({"x": [1, 4, 5, 5]}, {"y": [1, 5]})) == []
+
+
+def test_a_body_that_reads_dequantized_values_still_can() -> None:
+    g = GraphMaker()
+    read = g.qdq("x", zero=5)
+    bodies = [
+        onnx.parser.parse_graph(f"b () => (float[1,4,5,5] {made}) {{ {made} = {op}({read}) }}")
+        for made, op in (("o", "Identity"), ("p", "Relu"))
+    ]
+    chosen = g.node("If", g.constant(np.array(True)), then_branch=bodies[0], else_branch=bodies[1])
+    layer = g.node("Conv", read, g.qdq(g.constant(values(4, 4, 1, 1)), 0.03))
+    g.node("Add", g.node("Relu", layer), chosen, output="y")
+    model = g.model({"x": [1, 4, 5, 5]}, {"y": [1, 4, 5, 5]})
+    fixed = fix(model)
+    assert {finding.rule for finding in lint(fixed.model)} == {"subgraph"}
+    [old], [new] = as_exported(model, noise(model)), as_exported(fixed.model, noise(model))
+    assert np.abs(old - new).max() < 0.1 * np.abs(old).max()
+
+
+def test_a_node_without_its_first_output_is_no_obstacle() -> None:
+    g = GraphMaker()
+    weight, recurrent = g.constant(values(1, 12, 4)), g.constant(values(1, 12, 3))
+    reads = [g.qdq("x", zero=5), weight, recurrent]
+    g.nodes.append(helper.make_node("LSTM", reads, ["", "y"], hidden_size=3))
+    model = g.model({"x": [2, 1, 4]}, {"y": [1, 1, 3]})
+    onnx.checker.check_model(model)
+    fixed = fix(model)
+    assert lint(fixed.model) == []
+    [old], [new] = as_exported(model, noise(model)), as_exported(fixed.model, noise(model))
+    assert np.abs(old - new).max() < 0.1 * np.abs(old).max()

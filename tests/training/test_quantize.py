@@ -112,3 +112,22 @@ def test_importing_leaves_logging_and_the_library_as_they_were():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[] False"
+
+
+class IdentityShortcut(nn.Module):
+    """A residual block whose shortcut is a module that does nothing, as in many ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.shortcut = nn.Identity()
+
+    def forward(self, inputs):
+        return torch.relu(self.conv(inputs) + self.shortcut(inputs))
+
+
+def test_a_tensor_behind_an_identity_has_the_quantizer_of_the_tensor_before():
+    network = quantize(nn.Sequential(IdentityShortcut(), IdentityShortcut()), example=torch.zeros(1, 3, 8, 8))
+    assert [name for name, _ in quantizers(network)] == [
+        f"{block}.conv._{kind}_quantizer" for block in (0, 1) for kind in ("input", "weight")
+    ]

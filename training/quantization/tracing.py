@@ -45,6 +45,8 @@ class _Tracer(fx.Tracer):
         self.mode_dependent: set[str] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if type(m) is nn.Identity:  # what goes in comes out: one tensor, which gets one quantizer
+            return False
         # Subclasses of layers too: what is in them is their own affair.
         if super().is_leaf_module(m, module_qualified_name) or isinstance(m, WEIGHTED):
             return True

@@ -99,6 +99,14 @@ def qdq_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def float_onnx(tmp_path: Path) -> Path:
+    """The same classifier without Q/DQ."""
+    path = tmp_path / "float.onnx"
+    onnx.save(make_qdq_classifier(quantized=False), path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def qdq_plan(qdq_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """The plan of ``qdq_onnx`` for batches of 1 to 32."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import make_qdq_classifier
 from onnx import numpy_helper
 from onnx_graphs import block_network, save
 
@@ -22,11 +21,6 @@ from trtdeploy.onnxgraph.quantization_check import check_quantization
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.ptq.observe import runner
-
-
-@pytest.fixture
-def classifier(tmp_path: Path) -> Path:
-    return save(make_qdq_classifier(quantized=False), tmp_path / "float.onnx")
 
 
 @pytest.fixture
@@ -47,9 +41,9 @@ def scales(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def test_digits_from_float_to_int8(classifier: Path, tmp_path: Path) -> None:
+def test_digits_from_float_to_int8(float_onnx: Path, tmp_path: Path) -> None:
     output = tmp_path / "int8.onnx"
-    done = quantize(classifier, output, "digits", PtqOptions(batch_size=32))
+    done = quantize(float_onnx, output, "digits", PtqOptions(batch_size=32))
     assert (done.quantized_layers, done.layers) == (3, 3)
     assert done.output_sqnr_db > 15
     assert done.dev is not None
@@ -117,7 +111,7 @@ def test_the_same_seed_gives_the_same_file_and_another_one_does_not(blocks: Path
 
 
 def test_only_the_calibration_split_is_calibrated_with(
-    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    float_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_dataset("digits") as dataset:
         split = type(dataset.split("test"))
@@ -129,48 +123,48 @@ def test_only_the_calibration_split_is_calibrated_with(
         return pixels(self, preprocessing, indices)
 
     monkeypatch.setattr(split, "pixels", spy)
-    quantize(classifier, tmp_path / "int8.onnx", "digits", PtqOptions(method="max", images=64))
+    quantize(float_onnx, tmp_path / "int8.onnx", "digits", PtqOptions(method="max", images=64))
     assert read == {"calibration", "dev"}
 
 
-def test_what_is_skipped_stays_in_float(classifier: Path, tmp_path: Path) -> None:
-    model = onnx.load(classifier)
+def test_what_is_skipped_stays_in_float(float_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(float_onnx)
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}{index}"
-    save(model, classifier)
+    save(model, float_onnx)
     output = tmp_path / "int8.onnx"
-    done = quantize(classifier, output, "digits", PtqOptions(method="max", images=8, skip=("Gemm*",)))
+    done = quantize(float_onnx, output, "digits", PtqOptions(method="max", images=8, skip=("Gemm*",)))
     assert (done.quantized_layers, done.layers) == (2, 3)
     assert "f" not in scales(output)
     with pytest.raises(UsageError, match=r"Gem matches no node.*Gemm"):
-        quantize(classifier, output, "digits", PtqOptions(skip=("Gem",)))
+        quantize(float_onnx, output, "digits", PtqOptions(skip=("Gem",)))
     with pytest.raises(QuantizationError, match="Nothing in the model"):
-        quantize(classifier, output, "digits", PtqOptions(skip=("*",)))
+        quantize(float_onnx, output, "digits", PtqOptions(skip=("*",)))
 
 
-def test_a_dead_channel_gets_a_scale_that_tensorrt_takes(classifier: Path, tmp_path: Path) -> None:
-    model = onnx.load(classifier)
+def test_a_dead_channel_gets_a_scale_that_tensorrt_takes(float_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(float_onnx)
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w1")
     values = numpy_helper.to_array(weight).copy()
     values[3] = 0
     weight.CopyFrom(numpy_helper.from_array(values, "w1"))
-    save(model, classifier)
-    quantize(classifier, tmp_path / "int8.onnx", "digits", PtqOptions(method="max", images=8))
+    save(model, float_onnx)
+    quantize(float_onnx, tmp_path / "int8.onnx", "digits", PtqOptions(method="max", images=8))
     assert scales(tmp_path / "int8.onnx")["w1"][3] > 0
 
 
 def test_what_cannot_be_quantized_is_refused_and_nothing_is_written(
-    classifier: Path, qdq_onnx: Path, arrays: Path, tmp_path: Path
+    float_onnx: Path, qdq_onnx: Path, arrays: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "int8.onnx"
     with pytest.raises(QuantizationError, match="quantized already"):
         quantize(qdq_onnx, output, "digits")
     with pytest.raises(UsageError, match="samples to calibrate with"):
-        quantize(classifier, output, "digits", PtqOptions(images=10**6))
+        quantize(float_onnx, output, "digits", PtqOptions(images=10**6))
     with pytest.raises(DataError, match="the model takes"):
-        quantize(classifier, output, str(arrays))
+        quantize(float_onnx, output, str(arrays))
     with pytest.raises(UsageError, match="leave --preprocessing out"):
-        quantize(classifier, output, "digits", preprocessing=Preprocessing.square(32))
+        quantize(float_onnx, output, "digits", preprocessing=Preprocessing.square(32))
     broken = np.load(arrays)
     broken[3, 0, 0, 0] = np.nan
     np.save(tmp_path / "nan.npy", broken)
@@ -179,7 +173,7 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_written(
     assert not output.exists()
 
 
-def test_images_for_a_model_without_preprocessing(blocks: Path, classifier: Path, tmp_path: Path) -> None:
+def test_images_for_a_model_without_preprocessing(blocks: Path, float_onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not say how images"):
         quantize(blocks, tmp_path / "int8.onnx", "digits")
     done = quantize(

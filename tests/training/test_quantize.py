@@ -131,3 +131,9 @@ def test_a_tensor_behind_an_identity_has_the_quantizer_of_the_tensor_before():
     assert [name for name, _ in quantizers(network)] == [
         f"{block}.conv._{kind}_quantizer" for block in (0, 1) for kind in ("input", "weight")
     ]
+
+
+def test_transposed_convolutions_are_quantized_but_for_those_with_groups():
+    network = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, groups=4))
+    quantized = quantize(network.eval(), example=torch.zeros(1, 3, 8, 8))
+    assert [name for name, _ in quantizers(quantized)] == ["0._input_quantizer", "0._weight_quantizer"]

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from training.quantization.layers import WEIGHTED
+from training.quantization.layers import WEIGHTED, is_quantizable
 from trtdeploy.onnxgraph.placement import Target
 
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -99,7 +99,10 @@ class Placer:
     def _of(self, node: fx.Node) -> list[Wanted]:
         operands = [given for given in node.all_input_nodes if "tensor_meta" in given.meta]
         if self._is_layer(node):
-            return [] if self._skips(str(node.target)) else [Wanted(node, node.all_input_nodes[0], "input")]
+            name = str(node.target)
+            if self._skips(name) or not is_quantizable(self._modules[name]):
+                return []
+            return [Wanted(node, node.all_input_nodes[0], "input")]
         if self._target == "onnxruntime":
             return self._of_any(node, operands)
         if self._is(node, _POOL, _POOL_MODULES) or self._is_spatial_mean(node):

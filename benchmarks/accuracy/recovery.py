@@ -1,7 +1,7 @@
 """Does QAT bring back a network that max calibration broke? ``python -m benchmarks.accuracy.recovery``.
 
-The float network, max-calibrated PTQ, PTQ by our default method, and for each seed: QAT from the broken network, the same
-with the float network as a teacher, and the control, which is the float network fine-tuned equally long by the same
+The float network, max-calibrated PTQ, PTQ by our default method, and for each seed: QAT from the broken network, the
+same with the float network as a teacher, and the control, which is the float network fine-tuned equally long by the same
 schedule.
 Every choice that a run makes is made on the dev split; the test split is scored once per finished checkpoint. A run
 whose checkpoint is in the work folder is not repeated.
@@ -179,7 +179,7 @@ def table_of(facts: Mapping[str, Any]) -> Table:
         ("run", "test top-1 %", "against float (paired)", "against its control (paired)", "seconds"),
         tuple(rows),
         f"EfficientNet-B0, CIFAR-10 at 64x64, {facts['test_images']} test images; {len(facts['seeds'])} seed(s), "
-        f"{facts['schedule']['max_steps']} steps of {facts['schedule']['batch_size']} images. Every QAT run starts from "
+        f"{facts['schedule']['max_steps']} steps of {facts['schedule']['batch_size']} images. QAT starts from "
         "ptq-max; a control is the float network fine-tuned equally long.",
     )
 

@@ -1,7 +1,7 @@
 """Does QAT bring back a network that max calibration broke? ``python -m benchmarks.accuracy.recovery``.
 
 The float network, max-calibrated PTQ, PTQ by our default method, and for each seed: QAT from the broken network, the
-same with the float network as a teacher, and the control: the float network fine-tuned equally long by the same schedule.
+same with the float network as a teacher, and the control: the float network fine-tuned as long with that schedule.
 Every choice that a run makes is made on the dev split; the test split is scored once per finished checkpoint. A run
 whose checkpoint is in the work folder is not repeated.
 """

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from tiny_model import OddConv, nothing_to_quantize, tiny
@@ -137,3 +138,38 @@ def test_transposed_convolutions_are_quantized_but_for_those_with_groups():
     network = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, groups=4))
     quantized = quantize(network.eval(), example=torch.zeros(1, 3, 8, 8))
     assert [name for name, _ in quantizers(quantized)] == ["0._input_quantizer", "0._weight_quantizer"]
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_inference_computes_what_onnx_defines_to_the_bit(axis):
+    from trtdeploy.ptq.observe import runner
+
+    rng = np.random.default_rng(0)
+    scale = np.float32(0.0173) if axis is None else rng.uniform(0.01, 0.02, 6).astype(np.float32)
+    # values on and beside the boundaries between codes, where a reciprocal takes the other one
+    steps = np.repeat(np.arange(-140, 140) + 0.5, 40).astype(np.float32)
+    values = np.stack([steps * each for each in np.broadcast_to(scale, 6)]).astype(np.float32)
+    values += rng.integers(-1, 2, values.shape) * np.spacing(np.abs(values))
+    quantizer = make_quantizer("x", axis=axis, toolkit="pytorch-quantization")
+    quantizer.set_amax(torch.tensor(scale * np.float32(127)).reshape(() if axis is None else (6, 1)))
+    scales = quantizer.scale_array.reshape(() if axis is None else (6,))
+    attributes = {} if axis is None else {"axis": 0}
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], **attributes),
+            onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], **attributes),
+        ],
+        "pair",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, list(values.shape))],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, list(values.shape))],
+        [
+            onnx.numpy_helper.from_array(scales, "scale"),
+            onnx.numpy_helper.from_array(np.zeros(scales.shape, np.int8), "zero"),
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    expected = runner(model, ["y"])({"x": values})[0]
+    with torch.inference_mode():
+        found = quantizer(torch.from_numpy(values)).numpy()
+    np.testing.assert_array_equal(found, expected)
+    assert (quantizer(torch.from_numpy(values)).detach().numpy() != expected).any()  # else this test shows nothing

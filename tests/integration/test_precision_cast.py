@@ -24,7 +24,7 @@ from trtdeploy.tensors import Array
 
 RNG = np.random.default_rng(0)
 NAMES = ["classifier", "canonical", "block", "float block"]
-HAS_MODELOPT = importlib.util.find_spec("modelopt") is not None
+HAS_MODELOPT = all(importlib.util.find_spec(name) is not None for name in ("modelopt", "onnx_graphsurgeon"))
 bf16 = pytest.param("bf16", marks=pytest.mark.skipif(not HAS_MODELOPT, reason="needs nvidia-modelopt[onnx]"))
 
 

@@ -91,7 +91,7 @@ def _checks(model: Path, folder: Path) -> dict[str, Any]:
     for runtime in ("tensorrt-rtx", "onnxruntime"):
         plan = folder / f"{runtime}.plan"
         built = CliRunner().invoke(app, ["build", str(model), "-o", str(plan), "--runtime", runtime])
-        checks[runtime] = {"exit_code": built.exit_code, "said": built.output[-500:]}
+        checks[runtime] = {"exit_code": built.exit_code, "said": built.output.replace(f"{folder}/", "")[-500:]}
     return checks
 
 

@@ -36,7 +36,7 @@ from trtdeploy.evaluation import map_labels
 from trtdeploy.statistics import compare_paired
 from trtdeploy.tensors import Array
 
-_BATCH = 64
+_LARGEST_BATCH = 64
 _MOST_BINS = 8192
 """Of a histogram that pytorch-quantization's entropy is asked about: its time grows with the square of the bins."""
 
@@ -181,13 +181,18 @@ def main() -> None:
     sys.stdout.write(f"{path}\n")
 
 
+def _batch_size(images: int) -> int:
+    """Return a size that leaves no smaller batch at the end: ONNX Runtime's histograms take equal ones only."""
+    return max(size for size in range(1, _LARGEST_BATCH + 1) if images % size == 0)
+
+
 def _measure(dataset: Dataset, checkpoint: Path, images: int | None, folder: Path) -> dict[str, Any]:
     start = load_checkpoint(checkpoint, dataset=dataset)
     preprocessing = start.facts.preprocessing
     split = dataset.split("calibration")
     batches = [
         torch.from_numpy(batch.inputs).to(memory_format=torch.channels_last)
-        for batch in split.batches(preprocessing, _BATCH)
+        for batch in split.batches(preprocessing, _batch_size(len(split)))
     ]
     export(start, folder / "float.onnx", dataset)
     network = start.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -63,7 +63,7 @@ def main() -> int:
     )
     facts = {
         "checkpoint": {"kind": start.facts.kind, "sha256": start.sha256},
-        "stages": {stage: record.model_dump(mode="json") for stage, record in stages.items()},
+        "stages": {stage: record.model_dump(mode="json", exclude={"source"}) for stage, record in stages.items()},
     }
     sys.stdout.write(f"{write_result(NAME, facts, tables=[table])}\n")
     agreements = [record.agreement for record in stages.values() if record.agreement is not None]

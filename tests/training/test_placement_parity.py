@@ -67,8 +67,6 @@ def test_the_linter_is_content(exported):
 
 def test_the_tensorrt_rtx_parser_takes_it_in_int8(name, exported, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    if name == "efficientnet_b0":
-        pytest.skip("takes long, and mobile_net has all its kinds of layers")
     source = tmp_path / "model.onnx"
     onnx.save(exported, source)
     plan = build(source, tmp_path / "model.plan", BuildConfig(runtime="tensorrt-rtx"))

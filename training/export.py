@@ -6,8 +6,7 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import nn
 from training.checkpoint import Checkpoint
 from training.predict import predictor
 from training.quantization import quantizers, times_run
+from training.ranges import quantizers_off
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import ModelError, QuantizationError, RuntimeUnavailableError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
@@ -252,19 +252,6 @@ def without_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     del copy.graph.node[:]
     copy.graph.node.extend(kept)
     return copy
-
-
-@contextmanager
-def quantizers_off(network: nn.Module) -> Iterator[None]:
-    """Run a network in float for a while."""
-    enabled = [quantizer for _, quantizer in quantizers(network) if quantizer.enabled]
-    for quantizer in enabled:
-        quantizer.disable()
-    try:
-        yield
-    finally:
-        for quantizer in enabled:
-            quantizer.enable()
 
 
 def onnx_predictor(content: bytes, *, optimize: bool = True) -> Callable[[Array], Array]:

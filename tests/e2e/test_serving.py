@@ -314,6 +314,9 @@ def test_validation_of_what_is_served(
     assert list(stages) == ["served"]
     assert stages["served"].top1.value == facts["top1"]["value"]
     assert stages["served"].source["version"] == "1"
+    assert stages["served"].answered_by == facts["answered_by"] == {"1": 359}
+    shown = CliRunner().invoke(app, ["ledger", "show", str(ledger)]).stdout
+    assert "served was answered by version 1: 359" in shown
     recorded = Ledger(ledger).outputs("served").logits
     again = validate(server, "--version", 1, "--ledger", ledger, "--concurrency", 7, "--batch-size", 3, scheme=scheme)
     assert again.exit_code == 0, again.output
@@ -324,6 +327,7 @@ def test_a_version_that_answers_otherwise_fails_the_gate(server: TritonServer, q
     done = validate(server, "--reference", qdq_onnx, "--min-agreement", 99, "--batch-size", 32)
     assert done.exit_code == 1
     assert re.search(r"FAILED +agreement \d", done.stdout)
+    assert "answered by version 2: 359" in done.stdout  # the server's choice is the newest
 
 
 def test_labels_in_another_order_are_matched_by_name(server: TritonServer, qdq_onnx: Path) -> None:

@@ -288,7 +288,7 @@ class Refused(InferenceClient):
     def _metadata_and_config(self, name: str, version: str) -> Any:
         raise NotImplementedError
 
-    def _infer(self, model: ServedModel, inputs: Any) -> Any:
+    def _infer(self, model: ServedModel, version: str, inputs: Any) -> Any:
         raise NotImplementedError
 
     def _statistics(self, model: ServedModel) -> dict[str, Any]:

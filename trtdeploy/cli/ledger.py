@@ -52,6 +52,10 @@ def show(ledger: LedgerPath, as_json: AsJson = False) -> None:
                 _difference(record.against_float),
             )
         Output().print(table)
+        for stage, record in stages.items():
+            if record.answered_by:
+                shares = (f"version {version}: {count}" for version, count in sorted(record.answered_by.items()))
+                typer.echo(f"{stage} was answered by {', '.join(shares)}")
 
 
 def diff(

@@ -180,6 +180,9 @@ def _as_text(report: ValidationReport) -> str:
         f"{report.throughput_per_s:.1f} per second with {report.concurrency} requests of {report.batch_size} in flight",
         f"top-1       {report.top1.format()} %",
     ]
+    if report.answered_by:
+        shares = (f"version {version}: {count}" for version, count in sorted(report.answered_by.items()))
+        lines.append(f"answered by {', '.join(shares)}")
     if report.drop is not None and report.baseline is not None:
         lines.append(
             f"drop        {report.drop:+.2f} points from {report.baseline['top1']:.2f} ({report.baseline['name']})"

@@ -34,6 +34,7 @@ class StageRecord(BaseModel):
         kl_from_float: KL divergence of the softmax from the ``float`` stage's; None if it has other outputs.
         seconds: Wall time of the evaluation.
         latency_ms: Median time of one request of one sample, where it was measured.
+        answered_by: Samples that each version of a served model has answered; None where nothing was served.
         source: Where the outputs came from: file, command, server, versions.
         outputs: File with the outputs per sample, beside the ledger.
         outputs_sha256: Its digest.
@@ -52,6 +53,7 @@ class StageRecord(BaseModel):
     kl_from_float: Divergence | None = None
     seconds: float
     latency_ms: float | None = None
+    answered_by: dict[str, int] | None = None
     source: dict[str, Any]
     outputs: str
     outputs_sha256: str
@@ -106,6 +108,7 @@ class Ledger:
         source: Mapping[str, Any],
         dataset: Mapping[str, Any],
         latency_ms: float | None = None,
+        answered_by: Mapping[str, int] | None = None,
     ) -> StageRecord:
         """Add a stage, or replace it, and bring every stage's agreement up to date.
 
@@ -116,6 +119,7 @@ class Ledger:
             source: Where the outputs came from.
             dataset: Name and fingerprint of the dataset; the same for all stages.
             latency_ms: Median time of one request of one sample.
+            answered_by: Samples that each version of a served model has answered.
 
         Raises:
             LedgerError: The ledger holds other samples, a number is not finite, or ``source`` or ``dataset`` holds
@@ -141,6 +145,7 @@ class Ledger:
                     top5=outputs.top5,
                     seconds=round(seconds, 3),
                     latency_ms=latency_ms,
+                    answered_by=dict(answered_by) if answered_by else None,
                     source=_as_json(source),
                     outputs=f"{self.path.stem}.{stage}.npz",
                     outputs_sha256=sha256_bytes(content),

@@ -51,6 +51,14 @@ class ServedModel:
     labels: tuple[str, ...] | None
 
 
+@dataclass(frozen=True)
+class Reply:
+    """The answer to one request: outputs by name, and the version that the server says has made them."""
+
+    version: str
+    outputs: dict[str, Array]
+
+
 class InferenceClient(ABC):
     """A connection to one server, usable from several threads. Use it as a context manager, or call ``close``.
 
@@ -89,8 +97,24 @@ class InferenceClient(ABC):
         Raises:
             ServerError: The server refuses it, does not answer in time, or the connection broke.
         """
-        outputs: dict[str, Array] = self._ask(lambda: self._infer(model, inputs))
-        return outputs
+        return self.request(model, inputs).outputs
+
+    def request(self, model: ServedModel, inputs: Mapping[str, Array], *, any_version: bool = False) -> Reply:
+        """Send one request, and say also which version has answered.
+
+        Args:
+            model: Who is asked.
+            inputs: Arrays by name.
+            any_version: Leave the choice of the version to the server, as most clients do.
+
+        Raises:
+            ServerError: As for ``infer``, or another version than the one that was asked for has answered.
+        """
+        version = "" if any_version else model.version
+        reply: Reply = self._ask(lambda: self._infer(model, version, inputs))
+        if version and reply.version != version:
+            raise ServerError(f"Version {version} of {model.name} was asked; version {reply.version!r} has answered.")
+        return reply
 
     def statistics(self, model: ServedModel) -> dict[str, Any]:
         """Return the server's ``inference_stats`` of a model: a count and nanoseconds for each part of a request.
@@ -118,7 +142,7 @@ class InferenceClient(ABC):
     def _statistics(self, model: ServedModel) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+    def _infer(self, model: ServedModel, version: str, inputs: Mapping[str, Array]) -> Reply: ...
 
     def _ask(self, call: Any) -> Any:
         for pause_s in (_FIRST_PAUSE_S * 2 ** min(number, _DOUBLINGS) for number in range(self._retries)):
@@ -198,15 +222,15 @@ class GrpcClient(InferenceClient):
         )
         return stats
 
-    def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _infer(self, model: ServedModel, version: str, inputs: Mapping[str, Array]) -> Reply:
         answer = self._client.infer(
             model.name,
             _tensors(self._module, inputs),
-            model_version=model.version,
+            model_version=version,
             outputs=[self._module.InferRequestedOutput(spec.name) for spec in model.outputs],
             client_timeout=self.timeout_s,
         )
-        return _outputs(model.outputs, answer)
+        return Reply(answer.get_response().model_version, _outputs(model.outputs, answer))
 
 
 class HttpClient(InferenceClient):
@@ -244,15 +268,15 @@ class HttpClient(InferenceClient):
             stats: dict[str, Any] = self._client().get_inference_statistics(model.name, model.version)
         return stats
 
-    def _infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _infer(self, model: ServedModel, version: str, inputs: Mapping[str, Array]) -> Reply:
         with self._deadline():
             answer = self._client().infer(
                 model.name,
                 _tensors(self._module, inputs),
-                model_version=model.version,
+                model_version=version,
                 outputs=[self._module.InferRequestedOutput(spec.name, binary_data=True) for spec in model.outputs],
             )
-        return _outputs(model.outputs, answer)
+        return Reply(answer.get_response()["model_version"], _outputs(model.outputs, answer))
 
     def _deadline(self) -> Any:
         """Limit a whole exchange: the client's own timeouts begin anew with every byte that arrives."""

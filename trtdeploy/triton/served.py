@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+
 from trtdeploy.errors import UsageError
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client import InferenceClient
@@ -14,7 +17,7 @@ class ServedTarget(Target):
     Args:
         client: The connection.
         model: Model name.
-        version: Version to ask; the server's choice if empty.
+        version: Version to ask; if empty, the server chooses for every request, as it does for most clients.
 
     Raises:
         ServerError: The server does not answer, or has no such model.
@@ -39,11 +42,23 @@ class ServedTarget(Target):
         self.labels = self._model.labels
         self.source = {"server": client.url, "model": model, "version": self._model.version}
         self.timeout_s = client.timeout_s
+        self._any_version = not version
+        self._answered: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def scores(self, batch: Array) -> Array:
-        return self._client.infer(self._model, {self.input.name: batch})[self._model.outputs[0].name]
+        reply = self._client.request(self._model, {self.input.name: batch}, any_version=self._any_version)
+        with self._lock:
+            self._answered[reply.version] += len(batch)
+        return reply.outputs[self._model.outputs[0].name]
 
-    def server_totals(self) -> ServerTotals:
+    def answered_by(self) -> Counter[str]:
+        with self._lock:
+            return Counter(self._answered)
+
+    def server_totals(self) -> ServerTotals | None:
+        if set(self.answered_by()) - {self.version}:
+            return None  # versions were exchanged meanwhile: one version's sums do not tell where the time went
         stats = self._client.statistics(self._model)
 
         def total_ns(part: str) -> int:

@@ -104,7 +104,7 @@ def examine(
     one = preprocessing.normalise(split.pixels(preprocessing, [0]))
     latency_ms = median_latency_ms(lambda: target.scores(one))
     against = find_comparison(target, options, ledger, split, preprocessing, label_map)
-    before = target.server_totals()
+    before, by_version = target.server_totals(), target.answered_by()
     answers = ask(
         target,
         split,
@@ -114,8 +114,8 @@ def examine(
         concurrency=options.concurrency,
         progress=progress,
     )
-    after = target.server_totals()
-    report = _report(target, answers, against, options, variation)
+    after, by_version = target.server_totals(), target.answered_by() - by_version
+    report = _report(target, answers, against, options, variation).model_copy(update={"answered_by": dict(by_version)})
     if ledger is not None:
         ledger.record(
             target.stage,
@@ -124,6 +124,7 @@ def examine(
             source=target.source,
             dataset={"name": Path(dataset.name).name, "fingerprint": dataset.fingerprint},
             latency_ms=latency_ms,
+            answered_by=by_version,
         )
     scored = answers.outputs.logits.shape[1]
     return Examination(

@@ -63,6 +63,7 @@ class ValidationReport(BaseModel):
     Attributes:
         name: What answered.
         version: Its version, where it has one.
+        answered_by: How many samples each version has answered, as the server says; empty where there is no server.
         n: Samples sent.
         top1: Correct answers in percent.
         baseline: What the accuracy is compared with, and its top-1 in percent.
@@ -82,6 +83,7 @@ class ValidationReport(BaseModel):
 
     name: str
     version: str
+    answered_by: dict[str, int] = Field(default_factory=dict)
     n: int
     top1: Interval
     baseline: dict[str, Any] | None

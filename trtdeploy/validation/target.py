@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +88,10 @@ class Target(ABC):
     def server_totals(self) -> ServerTotals | None:
         """Return what a server has counted so far; None where there is no server."""
         return None
+
+    def answered_by(self) -> Counter[str]:
+        """Return how many samples each version has answered so far; empty where there are no versions."""
+        return Counter()
 
 
 class PlanTarget(Target):

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +13,7 @@ from training.auto import decide
 from training.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.predict import predictor
-from training.quantization import quantizers
+from training.quantization import QuantizationSpec, quantizers
 from training.recording import score_split
 from training.sensitivity import draw_chart, measure_sensitivity
 from trtdeploy.errors import UsageError
@@ -90,8 +90,36 @@ def test_the_command_prints_writes_and_draws(ptq_file, float_file, tmp_path) -> 
     assert {row["name"] for row in json.loads(done.stdout)["layers"]} >= {"stem", "head"}
     with Image.open(chart) as image:
         assert min(image.size) > 200
-    assert CliRunner().invoke(app, ["sensitivity", str(float_file)]).exit_code == 2
     assert CliRunner().invoke(app, ["sensitivity", str(ptq_file), "--chart", "x.txt"]).exit_code == 2
+
+
+def test_a_float_checkpoint_is_calibrated_as_asked_and_a_quantized_one_keeps_its_own(
+    float_file, ptq_file, tmp_path
+) -> None:
+    output = tmp_path / "s.json"
+    asked = ["--target", "onnxruntime", "--toolkit", "modelopt", "--skip", "depthwise"]
+    arguments = ["sensitivity", str(float_file), "--images", "20", "-o", str(output), "--json"]
+    pytest.importorskip("modelopt.torch.quantization", reason="nvidia-modelopt is not installed")
+    done = CliRunner().invoke(app, [*arguments, *asked])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    names = {row["name"] for row in facts["layers"]}
+    assert "stem" in names
+    assert "depthwise" not in names
+    calibrated = load_checkpoint(Path(facts["checkpoint"]))
+    assert calibrated.path == tmp_path / "s.ptq.safetensors"
+    expected = QuantizationSpec(target="onnxruntime", toolkit="modelopt", skip=("depthwise",))
+    assert calibrated.facts.quantization == expected
+    # the same again is measured on the same network, so that a killed run would go on
+    again = json.loads(CliRunner().invoke(app, [*arguments, *asked]).stdout)
+    assert again["checkpoint_sha256"] == facts["checkpoint_sha256"]
+
+    measured = ["sensitivity", str(ptq_file), "--images", "20", "-o", str(output)]
+    assert CliRunner().invoke(app, [*measured, "--target", "tensorrt"]).exit_code == 0
+    for option, value in (("--target", "onnxruntime"), ("--toolkit", "modelopt"), ("--skip", "head")):
+        refused = CliRunner().invoke(app, [*measured, option, value])
+        assert refused.exit_code == 2
+        assert f"is quantized already, with {option[2:]}" in refused.stderr
 
 
 def test_a_chart_may_be_svg_with_long_names(digits, ptq_file, tmp_path) -> None:
@@ -130,7 +158,47 @@ def test_auto_says_how_many_samples_are_missing_when_nothing_can_be_shown(digits
     if decision.winner.samples_needed is not None:
         assert decision.winner.samples_needed > len(digits.split("dev"))
         assert str(decision.winner.samples_needed) in decision.verdict
-    assert np.isclose(decision.trials[0].proof.confidence, 1 - 0.05 / decision.looks)
+    declared = {share.step: share for share in decision.declared}
+    assert [trial.proof.confidence for trial in decision.trials] == [
+        declared[trial.step].confidence for trial in decision.trials
+    ]
+    assert (declared["PTQ"].looks, declared["QAT"].looks) == (1, 2)
+    page = (tmp_path / "decision.md").read_text()
+    assert "PTQ 50% of the error, 97.5%" in page
+    assert "QAT 6.25% of the error, for the best of 2 epochs" in page
+
+
+def test_auto_quantizes_for_its_target_and_goes_on_only_with_the_same_settings(digits, float_file, tmp_path) -> None:
+    folder = tmp_path / "auto"
+    arguments = ["auto", str(float_file), "-o", str(folder), "--max-drop", "12", "--json"]
+    wrong = CliRunner().invoke(app, [*arguments, "--skip", "stemm"])
+    assert (wrong.exit_code, folder.exists()) == (2, False)
+    asked = ["--target", "onnxruntime", "--skip", "stem"]
+    done = CliRunner().invoke(app, [*arguments, *asked])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    chosen = load_checkpoint(folder / facts["chosen"])
+    assert chosen.facts.quantization == QuantizationSpec(target="onnxruntime", skip=("stem",))
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    for other in ([], ["--target", "onnxruntime"], [*asked, "--toolkit", "modelopt"], [*asked, "--split-seed", "5"]):
+        refused = CliRunner().invoke(app, [*arguments, *other])
+        assert refused.exit_code == 2, other
+        assert "holds a run with other settings" in refused.stderr
+    assert "quantization was" in CliRunner().invoke(app, arguments).stderr
+    # another budget is another question about the same checkpoints
+    assert CliRunner().invoke(app, [*arguments, *asked, "--max-drop", "14"]).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == made
+
+
+def test_what_is_skipped_stays_in_float_in_every_candidate(digits, float_file, tmp_path) -> None:
+    spec = QuantizationSpec(skip=("stem",))
+    schedule = tiny_schedule(epochs=1, max_steps=2)
+    decision = decide(digits, float_file, tmp_path, max_drop=0.01, spec=spec, schedule=schedule)
+    skipped = {
+        trial.step: load_checkpoint(tmp_path / trial.checkpoint).facts.quantization.skip for trial in decision.trials
+    }
+    assert skipped.pop("partial quantization") in (("stem", "depthwise"), ("stem", "head"))
+    assert set(skipped.values()) == {("stem",)}
 
 
 def test_auto_refuses_what_makes_no_sense(digits, ptq_file, float_file, tmp_path) -> None:

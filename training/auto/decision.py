@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from training.auto.spending import CONFIDENCE, ErrorShare
 from trtdeploy.statistics import Interval, NonInferiority, PairedDifference
 
 
@@ -33,7 +34,7 @@ class Trial(_Facts):
         checkpoint: Name of its file.
         top1: On dev, in percent.
         difference: Paired difference to float on dev, in percentage points, with its plain 95% interval.
-        proof: Whether the drop is shown to be inside the budget, at the confidence that allows for all candidates.
+        proof: Whether the drop is shown to be inside the budget, at the confidence that was declared for the step.
         samples_needed: How many dev images would show it, if the shares of gained and lost ones stay; None if the
             drop as measured is not inside the budget.
         seconds: Wall time of making and scoring it, its variants included.
@@ -57,7 +58,7 @@ class Decision(_Facts):
     Attributes:
         met: A trial's drop is shown to be inside the budget.
         chosen: The file of that trial's checkpoint; of the most accurate one on dev if there is none.
-        looks: How many candidates may be put to the proof; each gets its share of the 5% error.
+        declared: What each step might spend of the 5% error, fixed before the first was tried.
         not_tried: Steps that were not needed.
         test: Paired difference of the chosen network to float on the test images, looked at once, after the choice.
     """
@@ -66,7 +67,7 @@ class Decision(_Facts):
     met: bool
     chosen: str
     model: str
-    looks: int
+    declared: tuple[ErrorShare, ...]
     float_top1: Interval
     trials: tuple[Trial, ...]
     not_tried: tuple[str, ...]
@@ -101,7 +102,6 @@ class Decision(_Facts):
 
     def page(self) -> str:
         """Return the decision as Markdown, the verdict first."""
-        confidence = 100 * self.trials[0].proof.confidence
         lines = [
             f"# {self.model}: {'budget met' if self.met else 'budget not shown'}",
             "",
@@ -124,11 +124,19 @@ class Decision(_Facts):
             if trial.variants:
                 chosen_from = ", ".join(f"{item.name} {item.kl:.2e} ({item.seconds:.0f} s)" for item in trial.variants)
                 lines += [f"{trial.step} was chosen by divergence from float (nats): {chosen_from}.", ""]
+        shares = "; ".join(
+            f"{item.step} {100 * item.share:.4g}% of the error"
+            f"{f', for the best of {item.looks} epochs' if item.looks > 1 else ''}, {100 * item.confidence:.5g}%"
+            for item in self.declared
+        )
         lines += [
-            "How it is shown: on the same dev images, the lower end of Tango's interval of the difference must lie "
-            f"above -{self.max_drop:g}. Up to {self.looks} candidates may be looked at (each epoch that QAT chooses "
-            f"among counts), so each is proved at {confidence:.2f}% and all together at 95% (Bonferroni). Variants of "
-            "one step are chosen on the calibration images without their labels, which costs nothing of this.",
+            "How it is shown: on the same dev images, the lower end of Tango's two-sided interval of the difference "
+            f"must lie above -{self.max_drop:g}. The steps are tried in a fixed order, and the first that is shown "
+            f"ends the search. All together they are proved at {100 * CONFIDENCE:g}%. What each may spend of the error "
+            "was declared beforehand: half of what is left for each step, all of it for the last (Wiens' fallback "
+            "procedure, in which nothing passes on because the first success ends it). Share and confidence: "
+            f"{shares}. Variants of one step are chosen on the calibration images without their labels, which costs "
+            "nothing of this.",
             "",
         ]
         return "\n".join(lines)

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.auto.decision import Choice, Decision, Trial
+from training.auto.folder import claim_folder
+from training.auto.spending import declare_shares
 from training.calibrate import calibrate
 from training.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
 from training.export import export
 from training.loop import Observer
 from training.predict import predictor
 from training.qat import default_schedule, qat
-from training.quantization import QuantizationSpec
+from training.quantization import QuantizationSpec, quantize
 from training.recording import score_split
 from training.resume import resume_path_for
 from training.schedule import Schedule
@@ -29,10 +32,10 @@ from trtdeploy.files import atomic_write, sha256_bytes, sha256_file
 from trtdeploy.ledger import StageOutputs
 from trtdeploy.statistics import compare_paired, non_inferiority, samples_needed
 
-_CONFIDENCE = 0.95
 _LEFT_OUT = (1, 2, 4)
 """How many of the worst layers stay in float; the fewest that halve the divergence, else the most."""
-_STEPS = ("PTQ", "PTQ + bias correction", "partial quantization", "QAT", "QAT + distillation")
+_TRAINED = ("QAT", "QAT + distillation")
+_STEPS = ("PTQ", "PTQ + bias correction", "partial quantization", *_TRAINED)
 
 Say = Callable[[str], None]
 
@@ -53,6 +56,7 @@ def decide(
     folder: Path,
     *,
     max_drop: float,
+    spec: QuantizationSpec | None = None,
     schedule: Schedule | None = None,
     split_seed: int = 0,
     say: Say | None = None,
@@ -60,7 +64,7 @@ def decide(
 ) -> Decision:
     """Find the cheapest quantized network whose drop is shown to be inside the budget, and export it.
 
-    A step whose checkpoint is in ``folder``, made with the same settings, is not repeated.
+    A step whose checkpoint is in ``folder`` is not repeated.
 
     Args:
         dataset: Labelled images. Variants are chosen on the split ``calibration``, the proof is on ``dev``, and
@@ -68,20 +72,36 @@ def decide(
         start: A float checkpoint.
         folder: Gets the checkpoints, ``model.onnx``, ``decision.json`` and ``decision.md``.
         max_drop: The budget in percentage points.
+        spec: What every candidate is quantized for, and what stays in float in all of them; the defaults if None.
         schedule: Of QAT; its default if None.
         split_seed: The one that the dataset was opened with.
         say: Told what happens.
         observer: Told how training goes.
 
     Raises:
-        UsageError: The checkpoint is not float, or the budget makes no sense.
+        UsageError: The checkpoint is not float, the budget makes no sense, a pattern matches no layer, or ``folder``
+            holds a run with other settings.
+        QuantizationError: Nothing can be quantized.
     """
     if not 0 < max_drop < 100:
         raise UsageError(f"--max-drop {max_drop:g} is not between 0 and 100 percentage points.")
     checkpoint = load_checkpoint(start)
     if checkpoint.facts.kind != "float":
         raise UsageError(f"{start} is quantized already ({checkpoint.facts.kind}); auto takes a float checkpoint.")
-    search = _Search(dataset, checkpoint, folder, schedule or default_schedule(dataset), split_seed, observer)
+    spec, schedule = spec or QuantizationSpec(), schedule or default_schedule(dataset)
+    settings = {
+        "checkpoint": checkpoint.sha256,
+        "data": dataset.fingerprint,
+        "quantization": spec.model_dump(mode="json"),
+        "schedule": schedule.model_dump(mode="json"),
+    }
+    example = torch.zeros(1, *checkpoint.facts.preprocessing.sample_shape)
+    quantize(checkpoint.model, spec, example=example)  # refuses what cannot be done before the folder is claimed
+    claim_folder(folder, settings)
+    # QAT keeps the best epoch by dev score, what it started from included: that many looks at dev each
+    declared = declare_shares({step: schedule.epochs + 1 if step in _TRAINED else 1 for step in _STEPS})
+    confidences = {share.step: share.confidence for share in declared}
+    search = _Search(dataset, checkpoint, folder, spec, schedule, split_seed, observer)
     exact = search.answers(start, "dev")
     trials: list[Trial] = []
     tried: list[str] = []
@@ -89,7 +109,7 @@ def decide(
         began = time.perf_counter()
         outputs = search.answers(path, "dev")
         change = compare_paired(exact.correct, outputs.correct)
-        confidence = 1 - (1 - _CONFIDENCE) / search.looks
+        confidence = confidences[step]
         counts = {"gained": change.gained, "lost": change.lost, "n": change.n, "max_drop": max_drop}
         trial = Trial(
             step=step,
@@ -120,7 +140,7 @@ def decide(
         met=met,
         chosen=chosen.name,
         model=checkpoint.facts.model,
-        looks=search.looks,
+        declared=declared,
         float_top1=exact.top1,
         trials=tuple(trials),
         not_tried=tuple(step for step in _STEPS if step not in tried),
@@ -138,15 +158,13 @@ class _Search:
         dataset: Dataset,
         start: Checkpoint,
         folder: Path,
+        spec: QuantizationSpec,
         schedule: Schedule,
         split_seed: int,
         observer: Observer | None,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._dataset, self._start, self._folder = dataset, start, folder
+        self._dataset, self._start, self._folder, self._spec = dataset, start, folder, spec
         self._schedule, self._split_seed, self._observer = schedule, split_seed, observer
-        # QAT keeps the best epoch by dev score, what it started from included: that many looks at dev each
-        self.looks = len(_STEPS) - 2 + 2 * (schedule.epochs + 1)
 
     def answers(self, path: Path, split: str) -> StageOutputs:
         checkpoint = load_checkpoint(path)
@@ -171,8 +189,8 @@ class _Search:
         worst = [row.name for row in found.layers if row.kind == "layer"]
         partial = []
         for count in [count for count in _LEFT_OUT if count < len(worst)]:
-            spec = QuantizationSpec(skip=tuple(map(_literally, worst[:count])))
-            partial.append(self._variant(f"without-{count}", exact, **options, spec=spec))
+            skip = (*self._spec.skip, *map(_literally, worst[:count]))
+            partial.append(self._variant(f"without-{count}", exact, **options, skip=skip))
             if partial[-1][0].kl <= found.quantized.kl / 2:
                 break
         if partial:
@@ -183,7 +201,7 @@ class _Search:
         yield from self._training(path)
 
     def _training(self, path: Path) -> Iterator[tuple[str, str, Path, float, tuple[Choice, ...]]]:
-        for step, name, teaches in (("QAT", "qat", False), ("QAT + distillation", "qat-distilled", True)):
+        for step, name, teaches in zip(_TRAINED, ("qat", "qat-distilled"), (False, True), strict=True):
             output = self._folder / f"{name}.safetensors"
             teacher = load_checkpoint(self._start.path) if teaches else None
 
@@ -203,19 +221,25 @@ class _Search:
             seconds = self._once(output, settings, train)
             yield step, f"from {path.stem}, {self._schedule.epochs} epoch(s)", output, seconds, ()
 
-    def _variant(self, name: str, exact: StageOutputs, **options: Any) -> tuple[Choice, Path]:
+    def _variant(
+        self, name: str, exact: StageOutputs, *, skip: tuple[str, ...] | None = None, **options: Any
+    ) -> tuple[Choice, Path]:
         path = self._folder / f"ptq-{name}.safetensors"
-        spec = options.get("spec")
-        settings = {**options, "spec": spec.model_dump(mode="json") if spec else None}
+        spec = self._spec if skip is None else self._spec.model_copy(update={"skip": skip})
         seconds = self._once(
             path,
-            settings,
+            {**options, "spec": spec.model_dump(mode="json")},
             lambda: calibrate(
-                self._dataset, load_checkpoint(self._start.path), path, split_seed=self._split_seed, **options
+                self._dataset,
+                load_checkpoint(self._start.path),
+                path,
+                spec=spec,
+                split_seed=self._split_seed,
+                **options,
             ),
         )
         divergence = self.answers(path, "calibration").divergence_from(exact).mean
-        return Choice(name=str(options["method"]) if spec is None else name, kl=divergence, seconds=seconds), path
+        return Choice(name=str(options["method"]) if skip is None else name, kl=divergence, seconds=seconds), path
 
     def _once(self, path: Path, settings: dict[str, Any], make: Callable[[], SavedCheckpoint]) -> float:
         """Make a checkpoint unless it is there, made with the same settings; return the seconds that it took."""

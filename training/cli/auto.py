@@ -9,7 +9,17 @@ import typer
 
 from training.cli.arguments import open_both
 from training.cli.console import Display, print_facts
-from training.cli.options import AsJson, CheckpointPath, Data, SplitSeed
+from training.cli.options import (
+    AsJson,
+    CheckpointPath,
+    Data,
+    Skip,
+    SplitSeed,
+    Target,
+    TargetName,
+    Toolkit,
+    ToolkitName,
+)
 from trtdeploy.cli.console import door
 
 
@@ -20,16 +30,20 @@ def auto(
     max_drop: Annotated[
         float, typer.Option("--max-drop", help="The accuracy that may be lost, in percentage points.")
     ] = 0.5,
+    target: Target = TargetName.tensorrt,
+    toolkit: Toolkit = ToolkitName.pytorch_quantization,
+    skip: Skip = None,
     split_seed: SplitSeed = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer 'PTQ or QAT?': the cheapest quantization whose drop is shown to be inside the budget.
 
     Exit code 1 if that is shown for none; the best that was found is exported all the same. Repeating the command goes
-    on where an interrupted one was.
+    on where an interrupted one was; a folder that holds a run with other settings is refused.
     """
     with door(), Display() as display:
         from training.auto import decide
+        from training.quantization import QuantizationSpec
 
         _, dataset, split_seed = open_both(data, checkpoint, split_seed=split_seed)
         with dataset:
@@ -38,6 +52,7 @@ def auto(
                 checkpoint,
                 output,
                 max_drop=max_drop,
+                spec=QuantizationSpec(target=target.value, toolkit=toolkit.value, skip=tuple(skip or ())),
                 split_seed=split_seed,
                 say=lambda line: typer.echo(line, err=True),
                 observer=display,

@@ -18,8 +18,11 @@ from training.cli.options import (
     Model,
     Output,
     Seed,
+    Skip,
     SplitSeed,
+    Target,
     TargetName,
+    Toolkit,
     ToolkitName,
 )
 from training.cli.reporting import check_suffix, report, score_and_record
@@ -43,20 +46,13 @@ def calibrate(
         float | None,
         typer.Option("--percentile", help="Percent of all |x| inside the range (99.99); for percentile, and for all."),
     ] = None,
-    skip: Annotated[
-        list[str] | None,
-        typer.Option("--skip", help="Leave layers of such names in float, for example 'features.0.*'; repeatable."),
-    ] = None,
+    skip: Skip = None,
     bias_correction: Annotated[
         bool,
         typer.Option("--bias-correction", help="Let the biases take back what quantization shifts on average."),
     ] = False,
-    target: Annotated[TargetName, typer.Option("--target", help="Whose rules say where the quantizers go.")] = (
-        TargetName.tensorrt
-    ),
-    toolkit: Annotated[ToolkitName, typer.Option("--toolkit", help="Whose quantizers are put in.")] = (
-        ToolkitName.pytorch_quantization
-    ),
+    target: Target = TargetName.tensorrt,
+    toolkit: Toolkit = ToolkitName.pytorch_quantization,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Use so many of the calibration images (default: all).")
     ] = None,

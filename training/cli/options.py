@@ -94,6 +94,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted
 LedgerFile = Annotated[
     Path | None, typer.Option("--ledger", help="Score the test split too and record it in this accuracy ledger.")
 ]
+Target = Annotated[TargetName, typer.Option("--target", help="Whose rules say where the quantizers go.")]
+Toolkit = Annotated[ToolkitName, typer.Option("--toolkit", help="Whose quantizers are put in.")]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option("--skip", help="Leave layers of such names in float, for example 'features.0.*'; repeatable."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object of facts on stdout.")]
 Ranges = Annotated[
     RangeTraining,

@@ -9,7 +9,7 @@ import typer
 
 from training.cli.arguments import open_both
 from training.cli.console import Display, print_facts
-from training.cli.options import AsJson, CheckpointPath, Data, Seed, SplitSeed
+from training.cli.options import AsJson, CheckpointPath, Data, Seed, Skip, SplitSeed, Target, Toolkit
 from training.cli.reporting import check_suffix
 from trtdeploy.cli.console import door
 from trtdeploy.errors import UsageError
@@ -22,25 +22,42 @@ def sensitivity(
         Path | None, typer.Option("--output", "-o", help="JSON to write [default: CHECKPOINT.sensitivity.json].")
     ] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Bar chart to write, .png or .svg.")] = None,
+    target: Target | None = None,
+    toolkit: Toolkit | None = None,
+    skip: Skip = None,
     images: Annotated[int | None, typer.Option("--images", min=1, help="Measure on so many dev images only.")] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many layers to print.")] = 10,
     seed: Seed = 0,
     split_seed: SplitSeed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the layers that cost accuracy: each quantized alone, and each alone in float. A killed run goes on."""
+    """Find the layers that cost accuracy: each quantized alone, and each alone in float. A killed run goes on.
+
+    A float checkpoint is calibrated first, with the default method, as --target, --toolkit and --skip say; the result
+    is kept beside the output. A quantized checkpoint is measured as it is.
+    """
     with door(), Display() as display:
-        from training.sensitivity import draw_chart, measure_sensitivity
+        from training.sensitivity import draw_chart, measure_sensitivity, quantized_start
         from training.sensitivity.chart import FORMATS
 
         if chart is not None and chart.suffix not in FORMATS:
             raise UsageError(f"--chart {chart} must end in {' or '.join(FORMATS)}.")
         output = output or checkpoint.with_suffix(".sensitivity.json")
         check_suffix(output, ".json")
-        start, dataset, _ = open_both(data, checkpoint, split_seed=split_seed)
+        start, dataset, split_seed = open_both(data, checkpoint, split_seed=split_seed)
         with dataset:
+            network = quantized_start(
+                start,
+                dataset,
+                output.with_suffix(".ptq.safetensors"),
+                target=target.value if target else None,
+                toolkit=toolkit.value if toolkit else None,
+                skip=skip or (),
+                split_seed=split_seed,
+                progress=display.images("calibrating"),
+            )
             found = measure_sensitivity(
-                start, dataset, output, images=images, seed=seed, progress=display.images("layers")
+                network, dataset, output, images=images, seed=seed, progress=display.images("layers")
             )
         if chart is not None:
             draw_chart(found, chart)
@@ -57,4 +74,5 @@ def sensitivity(
                 f"{left_out.difference.difference.value:+22.2f}  {row.name}"
             )
         display.finish()
-        print_facts({"output": str(output), **found.model_dump(mode="json")}, "\n".join(lines), as_json=as_json)
+        facts = {"output": str(output), "checkpoint": str(network.path), **found.model_dump(mode="json")}
+        print_facts(facts, "\n".join(lines), as_json=as_json)

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,14 @@ import pytest
 from trtdeploy.errors import DtypeError, ServerError, UsageError
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import TensorSpec
-from trtdeploy.triton.client import InferenceClient, ServedModel, connect
+from trtdeploy.triton.client import (
+    Endpoint,
+    InferenceClient,
+    RequestLimits,
+    ServedModel,
+    ServerUnavailableError,
+    connect,
+)
 
 Behaviour = Callable[[socket.socket], None]
 Call = Callable[[InferenceClient], object]
@@ -190,7 +198,9 @@ def test_a_proxy_of_the_environment_is_not_asked_about_loopback(scheme: str, mon
         "127.0.0.1:8000",
         "localhost",
         "http://127.0.0.1",
-        "https://127.0.0.1:8000",
+        "https://127.0.0.1",
+        "ftp://127.0.0.1:8000",
+        "grpc://127.0.0.1:8001?x",
         "http://:8000",
         "http://127.0.0.1:x",
         "http://127.0.0.1:99999",
@@ -275,23 +285,21 @@ def test_damaged_facts_in_a_config_are_errors_not_guesses(key: str, text: str) -
 class Refused(InferenceClient):
     """A client whose server refuses the first connections; tritonclient's own would try some of them again itself."""
 
-    scheme = "test"
-
     def __init__(self, refused: int, retries: int) -> None:
-        super().__init__("nowhere:1", timeout_s=1, retries=retries)
+        super().__init__(Endpoint("grpc", "nowhere:1"), limits=RequestLimits(timeout_s=1, retries=retries))
         self.left = refused
         self.asked: list[float] = []
 
     def close(self) -> None:
         pass
 
-    def _metadata_and_config(self, name: str, version: str) -> Any:
+    def _metadata_and_config(self, name: str, version: str, t: Any) -> Any:
         raise NotImplementedError
 
-    def _infer(self, model: ServedModel, version: str, inputs: Any) -> Any:
-        raise NotImplementedError
+    def _exchange(self, request: Any, t: Any) -> Any:
+        return self._statistics(MODEL, t)
 
-    def _statistics(self, model: ServedModel) -> dict[str, Any]:
+    def _statistics(self, model: ServedModel, t: Any) -> dict[str, Any]:
         self.asked.append(time.monotonic())
         self.left -= 1
         if self.left >= 0:
@@ -327,3 +335,10 @@ def test_what_the_server_refused_is_not_asked_again(name: str) -> None:
     ):
         client.statistics(MODEL)
     assert len(asked) == 1
+
+
+def test_a_model_that_keeps_a_state_is_not_asked_again() -> None:
+    client = Refused(1, retries=5)
+    with pytest.raises(ServerUnavailableError):
+        client.infer(replace(MODEL, stateful=True), {})
+    assert len(client.asked) == 1

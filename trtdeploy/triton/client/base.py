@@ -1,0 +1,149 @@
+"""What the clients that wait for their answers have in common: questions, retries, deadlines and errors."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from trtdeploy.errors import ServerError, TrtDeployError
+from trtdeploy.tensors import Array
+from trtdeploy.triton.client.endpoint import Endpoint
+from trtdeploy.triton.client.failures import Failures, RequestTimeoutError, ServerUnavailableError
+from trtdeploy.triton.client.messages import Reply, Request, plain_request, read_reply
+from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.patience import Patience, Try
+from trtdeploy.triton.client.served_model import ServedModel, read_served_model
+
+T = TypeVar("T")
+
+
+class InferenceClient(ABC):
+    """A connection to one server, usable from several threads. Use it as a context manager, or call ``close``.
+
+    Args:
+        endpoint: Where the server listens.
+        options: Certificates and headers.
+        limits: How long and how often to ask. Only where the server is unavailable is it asked again, and then a
+            request may have been executed twice, which is harmless for a model that keeps no state; one that does is
+            not asked again. What the server refused, or did not answer in time, is never asked again.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, options: ConnectionOptions | None = None, limits: RequestLimits | None = None
+    ) -> None:
+        self.endpoint = endpoint
+        self.options = options or ConnectionOptions()
+        self.limits = limits or RequestLimits()
+        self.failures = Failures(endpoint, self.options, self.limits)
+
+    @property
+    def url(self) -> str:
+        """Where requests go."""
+        return self.endpoint.url
+
+    @property
+    def timeout_s(self) -> float:
+        """How long one try of a request may take."""
+        return self.limits.timeout_s
+
+    def describe(self, name: str, version: str = "") -> ServedModel:
+        """Ask the server about a model.
+
+        Raises:
+            ServerError: The server does not answer, or the model is not ready.
+        """
+        return self._ask(lambda t: read_served_model(name, version, *self._metadata_and_config(name, version, t)))
+
+    def infer(self, model: ServedModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Send one request and wait for its answer.
+
+        Raises:
+            DeadlineExceededError: There was a deadline, and no answer within it.
+            ServerError: The server refuses it, does not answer in time, or the connection broke.
+        """
+        return self.request(model, inputs).outputs
+
+    def request(self, model: ServedModel, inputs: Mapping[str, Array], *, any_version: bool = False) -> Reply:
+        """Send one request, and say also which version has answered.
+
+        Args:
+            model: Who is asked.
+            inputs: Arrays by name.
+            any_version: Leave the choice of the version to the server, as most clients do.
+
+        Raises:
+            ServerError: As for ``infer``, or another version than the one that was asked for has answered.
+        """
+        version = "" if any_version else model.version
+        patience = Patience(self.limits, has_deadline=True)
+        try:
+            reply = self._ask(lambda t: self._infer(model, version, inputs, t), patience, may_repeat=not model.stateful)
+        except RequestTimeoutError as error:
+            if patience.is_over:
+                raise self.failures.past_deadline(drops_late=model.drops_late) from error
+            raise
+        if patience.is_over:
+            raise self.failures.past_deadline(drops_late=model.drops_late)
+        check_version(model, version, reply)
+        return reply
+
+    def statistics(self, model: ServedModel) -> dict[str, Any]:
+        """Return the server's ``inference_stats`` of a model: a count and nanoseconds for each part of a request.
+
+        Raises:
+            ServerError: The server does not answer, or gives no statistics.
+        """
+        return self._ask(lambda t: dict(self._statistics(model, t)["model_stats"][0]["inference_stats"]))
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection."""
+
+    def __enter__(self) -> InferenceClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _metadata_and_config(self, name: str, version: str, t: Try) -> tuple[dict[str, Any], dict[str, Any]]: ...
+
+    @abstractmethod
+    def _statistics(self, model: ServedModel, t: Try) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _exchange(self, request: Request, t: Try) -> Any:
+        """Send a request once and return the ``InferResult``."""
+
+    def _infer(self, model: ServedModel, version: str, inputs: Mapping[str, Array], t: Try) -> Reply:
+        request = plain_request(model, version, inputs)
+        return read_reply(request, self._exchange(request, t))
+
+    def _ask(self, call: Callable[[Try], T], patience: Patience | None = None, *, may_repeat: bool = True) -> T:
+        patience = patience or Patience(self.limits)
+        for pause_s in patience.pauses_s(may_repeat=may_repeat):
+            try:
+                return self._ask_once(call, patience)
+            except ServerUnavailableError:
+                time.sleep(pause_s)
+        return self._ask_once(call, patience)
+
+    def _ask_once(self, call: Callable[[Try], T], patience: Patience) -> T:
+        try:
+            return call(patience.next_try())
+        except TrtDeployError:
+            raise
+        except Exception as error:
+            raise self.failures.explain(error) from error
+
+
+def check_version(model: ServedModel, version: str, reply: Reply) -> None:
+    """Refuse the answer of another version than the one that was asked for; any will do where ``version`` is empty.
+
+    Raises:
+        ServerError: Another version has answered.
+    """
+    if version and reply.version != version:
+        raise ServerError(f"Version {version} of {model.name} was asked; version {reply.version!r} has answered.")

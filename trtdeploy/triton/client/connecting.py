@@ -1,0 +1,60 @@
+"""From a URL to a client."""
+
+from __future__ import annotations
+
+from trtdeploy.errors import RuntimeUnavailableError, UsageError
+from trtdeploy.triton.client.base import InferenceClient
+from trtdeploy.triton.client.endpoint import Endpoint
+from trtdeploy.triton.client.grpc import GrpcClient
+from trtdeploy.triton.client.http import HttpClient
+from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
+
+
+def connect(
+    url: str,
+    *,
+    timeout_s: float = 30.0,
+    retries: int = 0,
+    deadline_s: float | None = None,
+    options: ConnectionOptions | None = None,
+) -> InferenceClient:
+    """Return a client for a server; nothing is sent yet.
+
+    Args:
+        url: ``grpc://host:port`` or ``http://host:port``; with TLS, ``grpcs://`` or ``https://``.
+        timeout_s: How long one try of a request may take.
+        retries: How often to ask again where the server is unavailable.
+        deadline_s: How long a request may take with all its tries; the server is told, too.
+        options: Certificates and headers.
+
+    Raises:
+        UsageError: The URL has another form, or certificates are given for a connection without TLS.
+        RuntimeUnavailableError: tritonclient is not installed.
+    """
+    endpoint = parse_endpoint(url, options)
+    limits = RequestLimits(timeout_s=timeout_s, retries=retries, deadline_s=deadline_s)
+    try:
+        return (GrpcClient if endpoint.protocol == "grpc" else HttpClient)(endpoint, options, limits)
+    except ImportError as error:
+        raise _not_installed(endpoint) from error
+
+
+def parse_endpoint(url: str, options: ConnectionOptions | None) -> Endpoint:
+    """Read a URL, and refuse certificates that nothing would be checked with.
+
+    Raises:
+        UsageError: See ``connect``.
+    """
+    endpoint = Endpoint.parse(url)
+    if options is not None and options.files and not endpoint.tls:
+        raise UsageError(
+            f"{endpoint.url} is a connection without TLS, which has no use for certificates.",
+            hint=f"Use {endpoint.protocol}s://{endpoint.address}, or leave them out.",
+        )
+    return endpoint
+
+
+def _not_installed(endpoint: Endpoint) -> RuntimeUnavailableError:
+    return RuntimeUnavailableError(
+        f"The {endpoint.protocol} client of tritonclient is not installed.", hint="pip install 'trtdeploy[triton]'"
+    )

@@ -1,0 +1,66 @@
+"""The client over gRPC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trtdeploy.triton.client.base import InferenceClient
+from trtdeploy.triton.client.endpoint import Endpoint
+from trtdeploy.triton.client.messages import Request
+from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.patience import Try
+from trtdeploy.triton.client.served_model import ServedModel
+from trtdeploy.triton.client.tls import grpc_credentials
+
+_UNLIMITED = -1  # gRPC's own word for it
+
+
+class GrpcClient(InferenceClient):
+    """Over gRPC; one channel serves all threads."""
+
+    def __init__(
+        self, endpoint: Endpoint, options: ConnectionOptions | None = None, limits: RequestLimits | None = None
+    ) -> None:
+        super().__init__(endpoint, options, limits)
+        import tritonclient.grpc
+
+        self._module = tritonclient.grpc
+        self._client = tritonclient.grpc.InferenceServerClient(
+            endpoint.address,
+            creds=grpc_credentials(self.options) if endpoint.tls else None,
+            channel_args=channel_arguments(endpoint),
+        )
+        self._headers = self.options.plain_headers()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _metadata_and_config(self, name: str, version: str, t: Try) -> tuple[dict[str, Any], dict[str, Any]]:
+        how = {"as_json": True, "headers": self._headers, "client_timeout": t.wait_s}
+        metadata = self._client.get_model_metadata(name, version, **how)
+        return metadata, self._client.get_model_config(name, version, **how)["config"]
+
+    def _statistics(self, model: ServedModel, t: Try) -> dict[str, Any]:
+        stats: dict[str, Any] = self._client.get_inference_statistics(
+            model.name, model.version, as_json=True, headers=self._headers, client_timeout=t.wait_s
+        )
+        return stats
+
+    def _exchange(self, request: Request, t: Try) -> Any:
+        inputs, outputs = request.for_client(self._module)
+        return self._client.infer(
+            request.model,
+            inputs,
+            model_version=request.version,
+            outputs=outputs,
+            timeout=t.timeout_us,
+            headers=self._headers,
+            client_timeout=t.wait_s,
+        )
+
+
+def channel_arguments(endpoint: Endpoint) -> list[tuple[str, int]]:
+    """Return the arguments of a channel: messages of any size, and no proxy in front of this machine itself."""
+    # gRPC would send even loopback through a proxy that the environment names
+    direct = [("grpc.enable_http_proxy", 0)] if endpoint.is_loopback else []
+    return [(f"grpc.max_{way}_message_length", _UNLIMITED) for way in ("send", "receive")] + direct

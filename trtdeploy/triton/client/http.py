@@ -1,0 +1,81 @@
+"""The client over HTTP."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from trtdeploy.triton.client.base import InferenceClient
+from trtdeploy.triton.client.endpoint import Endpoint
+from trtdeploy.triton.client.messages import Request
+from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.patience import Try
+from trtdeploy.triton.client.served_model import ServedModel
+from trtdeploy.triton.client.tls import ssl_context
+
+
+class HttpClient(InferenceClient):
+    """Over HTTP; tritonclient's HTTP client is bound to its thread, so every thread gets its own."""
+
+    def __init__(
+        self, endpoint: Endpoint, options: ConnectionOptions | None = None, limits: RequestLimits | None = None
+    ) -> None:
+        super().__init__(endpoint, options, limits)
+        import gevent.ssl  # type: ignore[import-untyped, unused-ignore]
+        import tritonclient.http
+
+        self._module = tritonclient.http
+        self._context = ssl_context(self.options, gevent.ssl) if endpoint.tls else None
+        self._local = threading.local()
+
+    def close(self) -> None:
+        # Connections of other threads end with their threads: only a thread itself may close its own.
+        client = self._local.__dict__.pop("client", None)
+        if client is not None:
+            client.close()
+
+    def _client(self) -> Any:
+        if not hasattr(self._local, "client"):
+            self._local.client = self._module.InferenceServerClient(
+                self.endpoint.address,
+                connection_timeout=self.timeout_s,
+                network_timeout=self.timeout_s,
+                ssl=self.endpoint.tls,
+                ssl_context_factory=self._made_context if self.endpoint.tls else None,
+            )
+        return self._local.client
+
+    def _made_context(self, **_: object) -> Any:
+        return self._context  # it is called with certificates of its own
+
+    def _metadata_and_config(self, name: str, version: str, t: Try) -> tuple[dict[str, Any], dict[str, Any]]:
+        client, headers = self._client(), self.options.plain_headers()
+        with _limited(t):
+            metadata = client.get_model_metadata(name, version, headers=headers)
+            return metadata, client.get_model_config(name, version, headers=headers)
+
+    def _statistics(self, model: ServedModel, t: Try) -> dict[str, Any]:
+        with _limited(t):
+            stats: dict[str, Any] = self._client().get_inference_statistics(
+                model.name, model.version, headers=self.options.plain_headers()
+            )
+        return stats
+
+    def _exchange(self, request: Request, t: Try) -> Any:
+        inputs, outputs = request.for_client(self._module)
+        with _limited(t):
+            return self._client().infer(
+                request.model,
+                inputs,
+                model_version=request.version,
+                outputs=outputs,
+                timeout=t.timeout_us,
+                headers=self.options.plain_headers(),  # it adds its own to them
+            )
+
+
+def _limited(t: Try) -> Any:
+    """Limit a whole exchange: the client's own timeouts begin anew with every byte that arrives."""
+    import gevent
+
+    return gevent.Timeout(t.wait_s, TimeoutError(f"no answer within {t.wait_s:g} s"))

@@ -7,26 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtdeploy.cli.console import Bars, door, finite_seconds, print_json
-from trtdeploy.errors import GateError, ShapeError, UsageError
+from trtdeploy.cli.sweep import LoadCommand
+from trtdeploy.errors import GateError
 
 if TYPE_CHECKING:
     from trtdeploy.load import LoadPoint
-    from trtdeploy.tensors import Array
-    from trtdeploy.triton.served import ServedTarget
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-_INPUTS = 32
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command()(load)
+    app.command(cls=LoadCommand)(load)
 
 
 def load(
     url: Annotated[str, typer.Option("--url", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server.")],
     model: Annotated[str, typer.Option("--model", help="Model name on the server.")],
-    version: Annotated[str, typer.Option("--version", help="Version [default: the server's choice].")] = "",
+    version: Annotated[str, typer.Option("--version", help="Version (default: the server's choice).")] = "",
     concurrency: Annotated[
         list[int] | None, typer.Option("--concurrency", min=1, max=512, help="Closed loop; may be repeated.")
     ] = None,
@@ -39,7 +37,7 @@ def load(
         typer.Option("--slo-p99-ms", min=0.001, help="Find the highest rate whose p99 is at most this."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Take inputs from this dataset [default: random, seeded].")
+        str | None, typer.Option("--data", help="Take inputs from this dataset (default: random, seeded).")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per request.")] = 1,
     warm_up: Annotated[
@@ -57,16 +55,20 @@ def load(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of random inputs and arrival times.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure throughput and latency of a served model under load; exit code 1 if no rate keeps --slo-p99-ms."""
+    """Measure throughput and latency of a served model under load; exit code 1 if no rate keeps --slo-p99-ms.
+
+    With --sweep it serves copies of a packaged model in many ways, and chooses: trtdeploy load --sweep --help.
+    """
     with door(), Bars() as bars:
         from trtdeploy.load import Arrivals, ClosedLoop, OpenLoop, WindowOptions, measure, search_rate
+        from trtdeploy.load.requests import make_requests
         from trtdeploy.triton.client import connect
         from trtdeploy.triton.served import ServedTarget
 
         options = WindowOptions(warm_up_s=warm_up, window_s=window, max_windows=max_windows)
         with connect(url, timeout_s=timeout) as client:
             target = ServedTarget(client, model, version)
-            inputs = _inputs(target, data, batch_size, seed)
+            inputs = make_requests(target, data=data, batch_size=batch_size, seed=seed)
 
             def measured(arrivals: Arrivals, label: str) -> LoadPoint:
                 return measure(
@@ -112,37 +114,6 @@ def load(
                 typer.echo(f"p99 <= {slo.p99_ms:g} ms: {found}")
         if slo is not None and slo.best is None:
             raise typer.Exit(GateError.exit_code)
-
-
-def _inputs(target: ServedTarget, data: str | None, batch_size: int, seed: int) -> list[Array]:
-    """Make requests before the load begins, so that making them takes none of its time."""
-    import numpy as np
-
-    from trtdeploy.datasets import open_dataset
-
-    if target.max_batch_size is not None and batch_size > target.max_batch_size:
-        raise ShapeError(f"{target.name} takes at most {target.max_batch_size} samples per request, not {batch_size}.")
-    if data is not None:
-        if target.preprocessing is None:
-            raise UsageError(
-                f"{target.name} says nothing about preprocessing, so images cannot become its input.",
-                hint="Leave out --data to send random input.",
-            )
-        with open_dataset(data) as dataset:
-            split = dataset.split("test")
-            return [
-                target.preprocessing.normalise(
-                    split.pixels(target.preprocessing, [(start + offset) % len(split) for offset in range(batch_size)])
-                )
-                for start in range(0, min(len(split), _INPUTS * batch_size), batch_size)
-            ]
-    if not target.input.dtype.startswith("float"):
-        raise UsageError(f"{target.name} takes {target.input}: random numbers would be no input.", hint="Give --data.")
-    shape = [batch_size, *target.input.shape[1:]]
-    if min(shape) < 1:
-        raise UsageError(f"{target.name} takes {target.input}: which size is not known.", hint="Give --data.")
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape).astype(target.input.dtype) for _ in range(8)]
 
 
 def _as_text(point: LoadPoint) -> str:

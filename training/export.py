@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from torch import nn
 
 from training.checkpoint import Checkpoint
@@ -23,9 +22,13 @@ from training.predict import predictor
 from training.quantization import quantizers, times_run
 from training.ranges import quantizers_off
 from trtdeploy.datasets import Dataset
-from trtdeploy.errors import ModelError, QuantizationError, RuntimeUnavailableError, UsageError
+from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
+from trtdeploy.onnxgraph.qdq import Graph
+from trtdeploy.onnxgraph.ranges_to_qdq import without_qdq
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
+from trtdeploy.runtimes.onnxruntime.direct import direct_runner
+from trtdeploy.runtimes.onnxruntime.session import OPTIMIZE_ALL, OPTIMIZE_NOTHING
 from trtdeploy.tensors import Array
 
 INPUT_NAME = "input"
@@ -113,7 +116,7 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
     content = exported.SerializeToString()
     inputs = _real_inputs(checkpoint, dataset, images)
     with quantizers_off(network):
-        float_parity = compare(without_pairs(exported).SerializeToString(), network, inputs)
+        float_parity = compare(without_qdq(exported).SerializeToString(), network, inputs)
     require_parity(float_parity, quantized=False)
     parity = compare(content, network, inputs)
     require_parity(parity, quantized=bool(scales))
@@ -169,7 +172,7 @@ def check_quantization(model: onnx.ModelProto, scales: Sequence[NDArray[np.float
     Raises:
         QuantizationError: A rule is broken; the message names the node where there is one.
     """
-    constants = _constants(model)
+    graph = Graph(model.graph)
     for kind in ("QuantizeLinear", "DequantizeLinear"):
         nodes = [node for node in model.graph.node if node.op_type == kind]
         if len(nodes) != len(scales):
@@ -181,7 +184,7 @@ def check_quantization(model: onnx.ModelProto, scales: Sequence[NDArray[np.float
             )
         unmatched = list(scales)
         for node in nodes:
-            scale, zero_point = (constants.get(name) for name in node.input[1:3])
+            scale, zero_point = (graph.constant(name) for name in node.input[1:3])
             if scale is None or zero_point is None:
                 raise QuantizationError(f"{node.name}: scale or zero-point is not a constant of the graph.")
             if scale.dtype != np.float32 or not np.isfinite(scale).all() or not (scale > 0).all():
@@ -235,25 +238,6 @@ def require_parity(parity: Parity, *, quantized: bool) -> None:
         )
 
 
-def without_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a graph in which everything that a Q/DQ pair gave reads what the pair was given."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    producers = {node.output[0]: node for node in copy.graph.node if node.op_type == "QuantizeLinear"}
-    sources = {
-        node.output[0]: producers[node.input[0]].input[0]
-        for node in copy.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in producers
-    }
-    kept = [node for node in copy.graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
-    for node in kept:
-        for position, name in enumerate(node.input):
-            node.input[position] = sources.get(name, name)
-    del copy.graph.node[:]
-    copy.graph.node.extend(kept)
-    return copy
-
-
 def onnx_predictor(content: bytes, *, optimize: bool = True) -> Callable[[Array], Array]:
     """Return a function from model input ``(N, C, H, W)`` to logits ``(N, classes)``, in ONNX Runtime on the CPU.
 
@@ -263,26 +247,14 @@ def onnx_predictor(content: bytes, *, optimize: bool = True) -> Callable[[Array]
 
     Raises:
         ModelError: ONNX Runtime does not accept the model.
-        RuntimeUnavailableError: ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise RuntimeUnavailableError("ONNX Runtime is not installed.", hint="pip install onnxruntime") from error
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # warnings about its own optimizations mean nothing to the reader
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has no common base class for its errors
-        raise ModelError(f"ONNX Runtime does not accept the exported model: {error}") from error
-
-    def predict(inputs: Array) -> Array:
-        logits: Array = session.run([OUTPUT_NAME], {INPUT_NAME: inputs})[0]
-        return logits
-
-    return predict
+    run = direct_runner(
+        content,
+        [OUTPUT_NAME],
+        name="the exported model",
+        optimization=OPTIMIZE_ALL if optimize else OPTIMIZE_NOTHING,
+    )
+    return lambda inputs: run({INPUT_NAME: inputs})[0]
 
 
 def _real_inputs(checkpoint: Checkpoint, dataset: Dataset, images: int) -> Array:
@@ -311,13 +283,3 @@ def _same_scale(found: Array, known: Array) -> bool:
 
 def _count(model: onnx.ModelProto, kind: str) -> int:
     return sum(node.op_type == kind for node in model.graph.node)
-
-
-def _constants(model: onnx.ModelProto) -> dict[str, Array]:
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    constants[node.output[0]] = numpy_helper.to_array(attribute.t)
-    return constants

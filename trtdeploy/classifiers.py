@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trtdeploy.engine import Engine
-from trtdeploy.errors import InferenceError, ModelError
+from trtdeploy.errors import ModelError
 from trtdeploy.onnxgraph.source import load_source
-from trtdeploy.runtimes.onnxruntime.cpu import usable_cores
-from trtdeploy.runtimes.onnxruntime.session import OPTIMIZE_ALL, RUNTIME_ERRORS, first_line, make_session
+from trtdeploy.runtimes.onnxruntime.direct import direct_runner
 from trtdeploy.tensors import Array, TensorSpec
 
 
@@ -21,19 +20,8 @@ def onnx_classifier(path: str | Path) -> Callable[[Array], Array]:
     """
     source = load_source(path)
     input_name, output_name = _one_of_each(str(path), source.inputs, source.outputs)
-    try:
-        session = make_session(source.proto.SerializeToString(), threads=usable_cores(), optimization=OPTIMIZE_ALL)
-    except RUNTIME_ERRORS as error:
-        raise ModelError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error
-
-    def predict(batch: Array) -> Array:
-        try:
-            scores: Array = session.run([output_name], {input_name: batch})[0]
-        except RUNTIME_ERRORS as error:
-            raise InferenceError(f"ONNX Runtime failed on {path}: {first_line(error)}") from error
-        return scores
-
-    return predict
+    run = direct_runner(source.proto.SerializeToString(), [output_name], name=str(path))
+    return lambda batch: run({input_name: batch})[0]
 
 
 def plan_classifier(engine: Engine) -> Callable[[Array], Array]:

@@ -15,6 +15,7 @@ from training.export import Parity, export, onnx_predictor, require_parity
 from training.predict import predictor
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import sha256_file
+from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.preprocessing import Preprocessing
 
 
@@ -33,14 +34,14 @@ def test_every_quantizer_is_one_pair_with_its_scale_and_an_int8_zero_point(expor
     assert count(model, "QuantizeLinear") == count(model, "DequantizeLinear") == 7
     assert exported.sha256 == sha256_file(exported.path)
     ranges = {key: value.flatten() / 127 for key, value in load_file(ptq_file).items() if key.endswith("_amax")}
-    constants = export_module._constants(model)
+    graph = Graph(model.graph)
     for kind in ("QuantizeLinear", "DequantizeLinear"):
         nodes = [node for node in model.graph.node if node.op_type == kind]
-        found = sorted(tuple(constants[node.input[1]].ravel()) for node in nodes)
+        found = sorted(tuple(graph.constant(node.input[1]).ravel()) for node in nodes)
         for scale, known in zip(found, sorted(tuple(scale.tolist()) for scale in ranges.values()), strict=True):
             assert scale == pytest.approx(known, rel=1e-6)
         for node in nodes:
-            zero_point = constants[node.input[2]]
+            zero_point = graph.constant(node.input[2])
             assert zero_point.dtype == np.int8
             assert not zero_point.any()
 
@@ -156,7 +157,8 @@ def test_a_graph_that_computes_something_else_is_refused(digits, request, tmp_pa
 def swap_two_scales(model):
     inputs = [node.input[1] for node in quantize_nodes(model) if "_input_quantizer" in node.name]
     stem, head = inputs[0], inputs[-1]  # in the order of the graph
-    scales = export_module._constants(model)
+    graph = Graph(model.graph)
+    scales = {name: graph.constant(name) for name in (stem, head)}
     set_constant(model, stem, lambda _: scales[head])
     set_constant(model, head, lambda _: scales[stem])
 
@@ -196,7 +198,7 @@ def shifted_zero_point(model):
 
 def computed_scale(model):
     node = quantize_nodes(model)[0]
-    model.graph.node.insert(0, helper.make_node("Identity", [node.input[1]], ["computed"]))
+    model.graph.node.insert(0, helper.make_node("Abs", [node.input[1]], ["computed"]))
     node.input[1] = "computed"
 
 
@@ -250,5 +252,5 @@ def test_a_dead_channel_survives_export(digits, ptq_file, tmp_path):
         amax[3] = 1e-8  # a dead channel
         checkpoint.model.depthwise.weight[3] = 0
     model = onnx.load(export(checkpoint, tmp_path / "x.onnx", digits).path)
-    scales = [export_module._constants(model)[node.input[1]] for node in quantize_nodes(model)]
+    scales = [Graph(model.graph).constant(node.input[1]) for node in quantize_nodes(model)]
     assert min(scale.min() for scale in scales) == pytest.approx(1e-8 / 127)

@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from training.quantization.layers import WEIGHTED, is_quantizable
+from trtdeploy.onnxgraph.groups import Groups
 from trtdeploy.onnxgraph.placement import Target
 
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -161,7 +162,7 @@ class Placer:
 
     def _with_concats(self, sites: list[Wanted]) -> Placement:
         wanted = {site.tensor for site in sites}
-        parent: dict[fx.Node, fx.Node] = {}
+        groups: Groups[fx.Node] = Groups()
         for node in reversed(list(self._graph.nodes)):  # a concatenation of concatenations: the last one decides
             if not self._is(node, _CAT):
                 continue
@@ -171,11 +172,11 @@ class Placer:
             for operand in node.all_input_nodes:
                 sites.append(Wanted(node, operand, "concat"))
                 wanted.add(operand)
-                _join(parent, node, operand)
+                groups.join(node, operand)
             for result in results:
                 if result in wanted:
-                    _join(parent, node, result)
-        return Placement(tuple(sites), {tensor: _root(parent, tensor) for tensor in wanted})
+                    groups.join(node, result)
+        return Placement(tuple(sites), {tensor: groups.leader(tensor) for tensor in wanted})
 
     def _commuting_results(self, node: fx.Node) -> Iterable[fx.Node]:
         yield node
@@ -228,15 +229,3 @@ def _ancestors(node: fx.Node) -> dict[fx.Node, int]:
                 distance[before] = distance[current] + 1
                 waiting.append(before)
     return distance
-
-
-def _root(parent: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
-    while node in parent:
-        node = parent[node]
-    return node
-
-
-def _join(parent: dict[fx.Node, fx.Node], first: fx.Node, second: fx.Node) -> None:
-    first, second = _root(parent, first), _root(parent, second)
-    if first is not second:
-        parent[second] = first

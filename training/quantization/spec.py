@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 
 from pydantic import BaseModel, ConfigDict
 
 from training.quantization.toolkits import Toolkit
-from trtdeploy.errors import UsageError
+from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.placement import Target
 
 
@@ -30,14 +28,8 @@ class QuantizationSpec(BaseModel):
 
     def skips(self, layer: str) -> bool:
         """Return whether a layer stays in float."""
-        return any(fnmatchcase(layer, pattern) for pattern in self.skip)
+        return matches_any(layer, self.skip)
 
     def require_matches(self, layers: Iterable[str]) -> None:
         """Raise ``UsageError`` for a pattern that matches no layer."""
-        names = list(layers)
-        for pattern in self.skip:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-                raise UsageError(
-                    f"--skip {pattern} matches no layer that could be quantized. Near names: {', '.join(near)}."
-                )
+        require_matches(self.skip, layers, kind="layer that could be quantized")

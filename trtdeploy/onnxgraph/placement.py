@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import onnx
 
+from trtdeploy.onnxgraph.groups import Groups
 from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph
 from trtdeploy.onnxgraph.qdq_pairs import Site
 
@@ -157,13 +158,7 @@ def _over_image(graph: Graph, node: onnx.NodeProto) -> bool:
 def _with_concats(graph: Graph, found: list[Wanted]) -> list[Wanted]:
     """Add the inputs of every Concat that a quantized op reads, and put what shares a scale into one group."""
     order = {node.output[0]: place for place, node in enumerate(graph.graph.node) if node.output}
-    leader: dict[str, str] = {}
-
-    def lead(tensor: str) -> str:
-        while tensor in leader:
-            tensor = leader[tensor]
-        return tensor
-
+    groups: Groups[str] = Groups()
     joined: set[str] = set()
     wanted = {each.tensor for each in found}
     for node in reversed(graph.graph.node):
@@ -174,12 +169,13 @@ def _with_concats(graph: Graph, found: list[Wanted]) -> list[Wanted]:
         wanted.update(node.input)
         for tensor in [*node.input, *results]:
             joined.add(tensor)
-            if lead(tensor) != lead(node.output[0]):
-                leader[lead(tensor)] = lead(node.output[0])
+            groups.join(node.output[0], tensor)
     numbers: dict[str, int] = {}
     ordered = sorted(found, key=lambda each: (order[each.site[0]], each.site[1]))
     return [
-        replace(each, group=numbers.setdefault(lead(each.tensor), len(numbers))) if each.tensor in joined else each
+        replace(each, group=numbers.setdefault(groups.leader(each.tensor), len(numbers)))
+        if each.tensor in joined
+        else each
         for each in ordered
     ]
 

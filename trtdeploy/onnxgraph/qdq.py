@@ -142,6 +142,16 @@ def remove_unused(graph: onnx.GraphProto) -> None:
     graph.value_info.extend(shapes)
 
 
+def unused(stem: str, used: set[str]) -> str:
+    """Return a name that is not in ``used``, and put it there."""
+    name, count = stem, 1
+    while name in used:
+        count += 1
+        name = f"{stem}_{count}"
+    used.add(name)
+    return name
+
+
 def opset_version(model: onnx.ModelProto) -> int:
     """Return the version of ONNX's own operators that the model uses; 0 if it names none."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)

@@ -23,6 +23,7 @@ from trtdeploy.onnxgraph.qdq import (
     node_name,
     outer_names,
     remove_unused,
+    unused,
 )
 from trtdeploy.tensors import Array
 
@@ -219,7 +220,7 @@ def _quantizer(
 def _make_pair(quantizer: Quantizer, used: set[str]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     tensor = quantizer.tensor
     scale, zero_point, codes, result, first, second = (
-        _unused(f"{tensor}.{suffix}", used)
+        unused(f"{tensor}.{suffix}", used)
         for suffix in ("scale", "zero_point", "quantized", "dequantized", "quantize", "dequantize")
     )
     attributes: dict[str, Any] = {} if quantizer.axis is None else {"axis": quantizer.axis}
@@ -229,15 +230,6 @@ def _make_pair(quantizer: Quantizer, used: set[str]) -> tuple[list[onnx.NodeProt
     ]
     zeros = np.zeros(quantizer.scale.shape, np.int8)
     return nodes, [numpy_helper.from_array(quantizer.scale, scale), numpy_helper.from_array(zeros, zero_point)]
-
-
-def _unused(name: str, used: set[str]) -> str:
-    candidate, count = name, 1
-    while candidate in used:
-        count += 1
-        candidate = f"{name}_{count}"
-    used.add(candidate)
-    return candidate
 
 
 def _source(name: str, taken: dict[str, Pair]) -> str:

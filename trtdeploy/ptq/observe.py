@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from trtdeploy.calibration import AbsHistogram
-from trtdeploy.errors import ModelError, QuantizationError, RuntimeUnavailableError
+from trtdeploy.errors import ModelError, QuantizationError
+from trtdeploy.runtimes.onnxruntime.direct import Run, direct_runner
 from trtdeploy.tensors import Array
-
-Run = Callable[[Mapping[str, Array]], list[Array]]
 
 
 def observe(
@@ -28,7 +26,8 @@ def observe(
 
     Raises:
         QuantizationError: A value is not finite; the message names the tensor.
-        ModelError: ONNX Runtime cannot run the model on the samples.
+        ModelError: ONNX Runtime does not accept the model.
+        InferenceError: It cannot run it on the samples.
     """
     given = {value.name for value in model.graph.input}
     made = [tensor for tensor in keys if tensor not in given]
@@ -55,31 +54,12 @@ def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelPr
 
 
 def runner(model: onnx.ModelProto, outputs: list[str]) -> Run:
-    """Return a function that runs a model in ONNX Runtime on the CPU.
+    """Return a function from a model's inputs to some of its outputs; see ``direct_runner``.
 
     Raises:
-        ModelError: ONNX Runtime does not accept the model, or cannot run it.
-        RuntimeUnavailableError: ONNX Runtime is not installed.
+        ModelError: The model is too large for one file, or ONNX Runtime does not accept it.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise RuntimeUnavailableError("ONNX Runtime is not installed.", hint="pip install onnxruntime") from error
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # its errors come as exceptions, its warnings mean nothing to the reader
-    try:
-        session: Any = ort.InferenceSession(serialized(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has no common base class for its errors
-        raise ModelError(f"ONNX Runtime does not accept the model: {error}") from error
-
-    def run(inputs: Mapping[str, Array]) -> list[Array]:
-        try:
-            answers: list[Array] = session.run(outputs, dict(inputs))
-        except Exception as error:  # likewise
-            raise ModelError(f"ONNX Runtime cannot run the model on these samples: {error}") from error
-        return answers
-
-    return run
+    return direct_runner(serialized(model), outputs)
 
 
 def serialized(model: onnx.ModelProto) -> bytes:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, evaluate, map_labels
 from trtdeploy.files import atomic_write, sha256_bytes
 from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
+from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.placement import Target, Wanted, wanted_sites
 from trtdeploy.onnxgraph.qdq import Graph, count_quantized, node_name, opset_version
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in
@@ -251,13 +250,8 @@ def _prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _not_skipped(model: onnx.ModelProto, sites: list[Wanted], skip: tuple[str, ...]) -> list[Wanted]:
     names = {node.output[0]: node_name(node) for node in model.graph.node if node.output}
     candidates = sorted({names[wanted.site[0]] for wanted in sites})
-    for pattern in skip:
-        if not any(fnmatchcase(name, pattern) for name in candidates):
-            near = difflib.get_close_matches(pattern, candidates, n=3, cutoff=0.0)
-            raise UsageError(
-                f"--skip {pattern} matches no node that would be quantized. Near names: {', '.join(near)}."
-            )
-    return [wanted for wanted in sites if not any(fnmatchcase(names[wanted.site[0]], pattern) for pattern in skip)]
+    require_matches(skip, candidates, kind="node that would be quantized")
+    return [wanted for wanted in sites if not matches_any(names[wanted.site[0]], skip)]
 
 
 def _quantizable(model: onnx.ModelProto, sites: list[Wanted]) -> list[Wanted]:

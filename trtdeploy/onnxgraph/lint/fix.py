@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
+from trtdeploy.onnxgraph.groups import Groups
 from trtdeploy.onnxgraph.lint.float_view import FloatView, float_view
 from trtdeploy.onnxgraph.lint.integer_ops import integer_ops_to_qdq
 from trtdeploy.onnxgraph.lint.linter import lint
@@ -191,29 +192,22 @@ def _unify(
     graph: Graph, view: FloatView, placed: Placement, sites: dict[Site, Quantizer], repairs: list[Repair]
 ) -> None:
     """Give what must share a scale the largest one; what two Concats share, all of both."""
-    leader: dict[str, str] = {}
-
-    def lead(tensor: str) -> str:
-        while tensor in leader:
-            tensor = leader[tensor]
-        return tensor
-
+    groups: Groups[str] = Groups()
     members: set[str] = set()
     for node, _ in placed.groups:
         read = [sites[site].tensor for i in range(len(node.input)) if (site := (node.output[0], i)) in sites]
         tensors = [*read, node.output[0]] if read else []
         members.update(tensors)
         for tensor in tensors:
-            if lead(tensor) != lead(tensors[0]):
-                leader[lead(tensor)] = lead(tensors[0])
+            groups.join(tensors[0], tensor)
     largest: dict[str, Array] = {}
     for quantizer in sites.values():
         if quantizer.tensor in members and quantizer.axis is None:
-            group = lead(quantizer.tensor)
+            group = groups.leader(quantizer.tensor)
             largest[group] = np.maximum(largest.get(group, quantizer.scale), quantizer.scale)
     for site, quantizer in sites.items():
         if quantizer.tensor in members and quantizer.axis is None:
-            sites[site] = Quantizer(quantizer.tensor, np.asarray(largest[lead(quantizer.tensor)]))
+            sites[site] = Quantizer(quantizer.tensor, np.asarray(largest[groups.leader(quantizer.tensor)]))
     repairs += [
         Repair("concat-scales", node_name(node), "what it joins and what reads it have one scale, the largest")
         for node, given in placed.groups

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trtdeploy.onnxgraph.qdq import Graph, int_attribute, node_name
+from trtdeploy.onnxgraph.qdq import Graph, int_attribute, node_name, unused
 from trtdeploy.tensors import Array
 
 _INTEGER_OPS = frozenset(
@@ -160,13 +160,3 @@ class _Rewriting:
 
     def _unused(self, stem: str) -> str:
         return unused(stem, self.used)
-
-
-def unused(stem: str, used: set[str]) -> str:
-    """Return a name that is not in ``used``, and put it there."""
-    name, count = stem, 1
-    while name in used:
-        count += 1
-        name = f"{stem}_{count}"
-    used.add(name)
-    return name

@@ -11,10 +11,9 @@ from onnx import helper, numpy_helper
 
 from trtdeploy.errors import ModelError
 from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
-from trtdeploy.onnxgraph.lint.integer_ops import unused
 from trtdeploy.onnxgraph.lint.linear import weight_readers
 from trtdeploy.onnxgraph.lint.linter import errors
-from trtdeploy.onnxgraph.qdq import Graph, dequantized_constant, node_name
+from trtdeploy.onnxgraph.qdq import Graph, dequantized_constant, node_name, unused
 from trtdeploy.onnxgraph.qdq_pairs import Pair, pairs
 from trtdeploy.onnxgraph.ranges_to_qdq import SMALLEST_AMAX, channel_axis, weight_scale
 from trtdeploy.tensors import Array

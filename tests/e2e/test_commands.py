@@ -255,7 +255,8 @@ def test_the_road_from_a_model_to_a_repository_in_json(here: Path) -> None:
     published = json.loads(invoke("publish", "out.plan", "--name", "m", "--repository", "models", "--json").stdout)
     assert (published["version"], published["active"]) == (2, 1)
     of_model = ("--name", "m", "--repository", "models", "--json")
-    assert json.loads(invoke("promote", *of_model).stdout) == {"name": "m", "version": 2, "before": 1, "url": None}
+    promoted = json.loads(invoke("promote", *of_model).stdout)
+    assert promoted == {"name": "m", "version": 2, "before": 1, "url": None, "answered_by": {}}
     assert invoke("package", "out.plan", "--check", *of_model).exit_code == 0
     assert json.loads(invoke("rollback", *of_model).stdout)["version"] == 1
     assert [entry["active"] for entry in json.loads(invoke("versions", *of_model).stdout)] == [True, False]

@@ -93,20 +93,41 @@ def _change(
         else:
             done = offline.promote(root, name, version, force=force)
     if as_json:
-        print_json({"name": done.name, "version": done.version, "before": done.before, "url": url})
+        facts = {"name": done.name, "version": done.version, "before": done.before, "url": url}
+        print_json({**facts, "answered_by": done.answered_by})
     else:
         where = f"serves on {url}" if url else "is served from the next load on"
+        if done.answered_by:
+            where += " and has answered the known sample"
         typer.echo(f"{done.name}: version {done.version} {where}; before: {done.before}")
 
 
-def versions(name: Name, repository: Repository, as_json: AsJson = False) -> None:
+def versions(
+    name: Name,
+    repository: Repository,
+    history: Annotated[
+        bool, typer.Option("--history", help="List what was done instead, and which version then answered.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the versions of a model, and which one is served."""
     with door():
+        from trtdeploy.triton.history import read_history
         from trtdeploy.triton.remote import checked_out
-        from trtdeploy.triton.versions import list_versions
+        from trtdeploy.triton.versions import list_versions, model_folder
 
         with checked_out(repository, name) as root:
             listed = list_versions(root, name)
+            events = read_history(model_folder(root, name)).events
+        if history and as_json:
+            print_json([event.model_dump(mode="json") for event in events])
+            return
+        if history:
+            for event in events:
+                answers = (f"version {number} has answered" for number in event.answered_by or ())
+                before = "-" if event.before is None else event.before
+                typer.echo("  ".join([f"{event.at}  {event.step:8} {event.version}  before: {before}", *answers]))
+            return
         if as_json:
             print_json(
                 [
@@ -156,11 +177,20 @@ def check(
     gpus: Annotated[
         int | None, typer.Option("--gpus", min=0, help="GPUs of the server [default: those of this machine].")
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="http://HOST:PORT of its server: compare also what is served with the repository."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every model's config by Triton's rules, without a server; exit code 1 if it would refuse one."""
+    """Check every model's config by Triton's rules, without a server; exit code 1 if it would refuse one.
+
+    With --url also whether the server serves the versions that the repository names, and what a promotion that was
+    killed has left there.
+    """
     with door():
         from trtdeploy.triton.config import check_config
+        from trtdeploy.triton.drift import find_drift
         from trtdeploy.triton.repository import CONFIG_FILE, model_names, read_text
 
         found = [
@@ -168,6 +198,8 @@ def check(
             for name in model_names(repository)
             for finding in check_config(read_text(repository / name / CONFIG_FILE), repository / name, gpus=gpus)
         ]
+        if url is not None:
+            found += find_drift(repository, url)
         if as_json:
             print_json(
                 [

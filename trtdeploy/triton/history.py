@@ -7,6 +7,7 @@ leaves an entry for a step that did not happen, and readers see that by the conf
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from trtdeploy.files import atomic_write
 from trtdeploy.plan import Manifest
 
 HISTORY_FILE = "versions.json"
-Step = Literal["publish", "promote", "rollback", "prune"]
+Step = Literal["publish", "promote", "rollback", "withdraw", "prune", "retune"]
+"""What happens to versions. "withdraw" takes a promotion or rollback back that has failed on the server."""
 
 
 class _Part(BaseModel):
@@ -62,12 +64,22 @@ class VersionFacts(_Part):
 
 
 class Event(_Part):
-    """One step: which version it was about, and which one was active before."""
+    """One step.
+
+    Attributes:
+        at: UTC time, ISO 8601.
+        step: What was done.
+        version: The version that it was about.
+        before: The version that was active before.
+        answered_by: How often each version has answered the known sample on the server, which confirms the step; None
+            where no server was asked, or nothing came of it.
+    """
 
     at: str
     step: Step
     version: int
     before: int | None
+    answered_by: dict[str, int] | None = None
 
 
 class History(_Part):
@@ -88,6 +100,14 @@ class History(_Part):
         """Return the history with one more event."""
         event = Event(at=now(), step=step, version=version, before=before)
         return self.model_copy(update={"events": (*self.events, event)})
+
+    def with_answers(self, step: Step, version: int, before: int | None, answered_by: Mapping[str, int]) -> History:
+        """Return the history with the answers of a server at its last event, which is added if it is another one."""
+        last = self.events[-1] if self.events else None
+        known = last is not None and (last.step, last.version) == (step, version)
+        history = self if known else self.with_event(step, version, before)
+        event = history.events[-1].model_copy(update={"answered_by": dict(answered_by)})
+        return history.model_copy(update={"events": (*history.events[:-1], event)})
 
     def before(self, active: int) -> int | None:
         """Return the version that was active before ``active`` became so; None if nobody knows."""

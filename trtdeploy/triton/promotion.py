@@ -3,26 +3,28 @@
 The new version is first loaded under a name of its own, from its files sent with the request, and has to answer the
 known sample. Only then does ``config.pbtxt`` name it, and the server loads the model anew: Triton keeps the old version
 serving until the new one is ready, and finishes what is in flight. When that fails, the old config comes back.
+
+A promotion that is killed leaves one of two things behind, and both are found by ``trtdeploy check --url``
+and undone by the next promotion: a candidate that is still loaded, or a config that names a version that the server has
+not loaded yet.
 """
 
 from __future__ import annotations
 
 import base64
-import http.client
-import json
+import logging
+import re
 import secrets
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-from trtdeploy.errors import GateError, RepositoryError, ServerError, TrtDeployError, UsageError
+from trtdeploy.errors import GateError, RepositoryError, ServerError, TrtDeployError
 from trtdeploy.triton.client import connect
-from trtdeploy.triton.history import Step
+from trtdeploy.triton.control import ModelControl
+from trtdeploy.triton.history import Step, read_history, write_history
 from trtdeploy.triton.repository import versions
 from trtdeploy.triton.sample import SAMPLE_FILE, difference, read_sample
 from trtdeploy.triton.versions import (
@@ -34,76 +36,11 @@ from trtdeploy.triton.versions import (
     previous_version,
 )
 
+logger = logging.getLogger(__name__)
+
 _POLL_S = 0.05
 _NOT_SENT = {SAMPLE_FILE, "config.pbtxt"}
-
-
-class ModelControl:
-    """The model repository API of a server that runs with explicit model control.
-
-    Args:
-        url: ``http://host:port``.
-        timeout_s: How long a load may take.
-    """
-
-    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise UsageError(f"{url!r} is not the HTTP URL of a Triton server.", hint="Example: http://127.0.0.1:8000")
-        self.url = url.rstrip("/")
-        self.timeout_s = timeout_s
-        # a proxy that the environment names has no business in front of a server's control
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def load(self, name: str, parameters: dict[str, str] | None = None) -> None:
-        """Load a model, or load it anew; returns when it is ready.
-
-        Raises:
-            ServerError: The server refuses, or does not answer in time.
-        """
-        body: dict[str, Any] = {"parameters": parameters} if parameters else {}
-        self._post(f"/v2/repository/models/{name}/load", body)
-
-    def unload(self, name: str) -> None:
-        """Take a model out of service."""
-        self._post(f"/v2/repository/models/{name}/unload", {})
-
-    def wait_until_ready(self, name: str, version: int) -> None:
-        """Wait for a version to be ready.
-
-        Raises:
-            ServerError: It is not, in time.
-        """
-        deadline = time.monotonic() + self.timeout_s
-        while True:
-            if self._is_ready(name, version):
-                return
-            if time.monotonic() > deadline:
-                raise ServerError(f"{name} version {version} was not ready within {self.timeout_s:g} s.")
-            time.sleep(_POLL_S)
-
-    def _is_ready(self, name: str, version: int) -> bool:
-        try:
-            with self._opener.open(f"{self.url}/v2/models/{name}/versions/{version}/ready", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (OSError, http.client.HTTPException):
-            return False
-
-    def _post(self, path: str, body: dict[str, Any]) -> None:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with self._opener.open(request, timeout=self.timeout_s) as answer:
-                answer.read()
-        except urllib.error.HTTPError as error:
-            text = error.read().decode(errors="replace")[:2000]
-            hint = None
-            if "explicit" in text or "polling" in text or "not allowed" in text:
-                hint = "Start the server with explicit model control: --model-control-mode=explicit --load-model=*"
-            raise ServerError(f"The server at {self.url} refused {path}: {text}", hint=hint) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"The server at {self.url} did not answer {path}: {error}.") from error
+_CANDIDATE = re.compile(r"(.+)\.candidate-[0-9a-f]{8}")
 
 
 def promote_live(
@@ -128,7 +65,8 @@ def promote_live(
         force: As for ``promote``.
 
     Raises:
-        ServerError: The server cannot load it. The old version is active and serves.
+        ServerError: The server cannot load it, or does not answer. The old version is active and serves, or the message
+            says that the server has not confirmed that.
         GateError: It answers the known sample otherwise than the plan did. The old version is active and serves.
         RepositoryError: As for ``promote``.
     """
@@ -140,20 +78,57 @@ def promote_live(
         if number not in versions(folder):
             raise RepositoryError(f"{folder} has no version {number}; it has {versions(folder)}.")
         before = active_version(folder)
+        _take_candidates_out(control, name)
         with _candidate(control, folder, number) as candidate:
-            _test(url, folder, number, candidate, timeout_s)
+            answered = _test(url, folder, number, candidate, timeout_s)
         done = activate(folder, number, step=step, force=force)
         try:
             control.load(name)
             control.wait_until_ready(name, number)
-            _test(url, folder, number, name, timeout_s)
+            answered += _test(url, folder, number, name, timeout_s)
         except BaseException as error:
             if before is not None and before != number:
-                activate(folder, before, step="rollback", force=True)
-                if isinstance(error, TrtDeployError):
-                    control.load(name)
+                _go_back(control, folder, before, error)
             raise
-    return done
+        if answered:
+            history = read_history(folder).with_answers(step, number, before, answered)
+            write_history(folder, history)
+    return Promotion(done.name, done.version, done.before, dict(answered))
+
+
+def candidates(loaded: Iterable[str]) -> list[tuple[str, str]]:
+    """Return which of the models that a server has loaded are candidates: the model it is one of, and its own name."""
+    matches = [_CANDIDATE.fullmatch(name) for name in loaded]
+    return [(match[1], match[0]) for match in matches if match is not None]
+
+
+def _take_candidates_out(control: ModelControl, name: str) -> None:
+    """Unload what a killed promotion of this model has left; the caller holds the model's lock, so none still runs."""
+    for model, candidate in candidates(control.loaded()):
+        if model == name:
+            logger.warning("%s was left on the server by a promotion that was killed; it is taken out.", candidate)
+            control.unload(candidate)
+
+
+def _go_back(control: ModelControl, folder: Path, before: int, error: BaseException) -> None:
+    """Make the old version active again after ``error``, here and on the server.
+
+    Raises:
+        ServerError: The server did not confirm it; the config names the old version nevertheless.
+    """
+    activate(folder, before, step="withdraw", force=True)
+    try:
+        control.load(folder.name)
+        control.wait_until_ready(folder.name, before)
+    except ServerError as second:
+        text = f"{folder.name} is at version {before} again, but the server has not confirmed that it serves it"
+        if not isinstance(error, TrtDeployError):
+            logger.warning("%s: %s", text, second.message)
+            return
+        raise ServerError(
+            f"{error.message} {text}: {second.message}",
+            hint=f"When it answers again: trtdeploy check {folder.parent} --url {control.url}",
+        ) from error
 
 
 @contextmanager
@@ -178,21 +153,40 @@ def _candidate(control: ModelControl, folder: Path, number: int) -> Iterator[str
         control.wait_until_ready(name, number)
         yield name
     finally:
-        with suppress(ServerError):
+        try:
             control.unload(name)
+        except ServerError as error:
+            # nothing depends on it, and the next promotion tries again
+            logger.warning("%s may still be loaded on %s: %s", name, control.url, error.message)
 
 
-def _test(url: str, folder: Path, number: int, name: str, timeout_s: float) -> None:
-    """Ask a served version for the known sample."""
+def _test(url: str, folder: Path, number: int, name: str, timeout_s: float) -> Counter[str]:
+    """Ask a served model for the known sample as clients do, without a version, and count which version has answered.
+
+    For a moment after an exchange, requests that were on their way may still get the old version.
+    """
     pair = read_sample(folder / str(number))
     if pair is None:
-        return
+        return Counter()
     inputs, expected = pair
+    deadline = time.monotonic() + timeout_s
     with connect(url, timeout_s=timeout_s) as client:
-        answer = client.infer(client.describe(name, str(number)), inputs)
-    wrong = difference(expected, answer)
+        model = client.describe(name, str(number))
+        while True:
+            reply = client.request(model, inputs, any_version=True)
+            if reply.version == str(number):
+                break
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"Requests to {name} are answered by version {reply.version}, {timeout_s:g} s after version "
+                    f"{number} was loaded.",
+                    hint="Is the server's repository this one?",
+                )
+            time.sleep(_POLL_S)
+    wrong = difference(expected, reply.outputs)
     if wrong:
         raise GateError(
             f"Version {number} of {folder.name} answers the known sample otherwise on {url}: {wrong}.",
             hint="The old version goes on serving. Is the plan for this server's GPU and runtime?",
         )
+    return Counter([reply.version])

@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,13 @@ class Promotion:
         name: The model.
         version: The version that is active now.
         before: The one that was active before.
+        answered_by: How often each version has answered the known sample; empty where no server was asked.
     """
 
     name: str
     version: int
     before: int | None
+    answered_by: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -280,13 +282,19 @@ def inside(root: Path, folder: Path) -> None:
 
 def active_version(folder: Path) -> int | None:
     """Return the version that answers requests without one: the newest that the config serves."""
+    return max(served_versions(folder), default=None)
+
+
+def served_versions(folder: Path) -> list[int]:
+    """Return the versions that the config serves, ascending; Triton's default is the newest one."""
     there = versions(folder)
     if not there or not (folder / CONFIG_FILE).exists():
-        return None
+        return []
     policy = read_config(folder).version_policy
-    if policy.WhichOneof("policy_choice") == "specific":
-        return max((number for number in policy.specific.versions if number in there), default=None)
-    return max(there)
+    chosen = policy.WhichOneof("policy_choice")
+    if chosen == "specific":
+        return [number for number in there if number in policy.specific.versions]
+    return there if chosen == "all" else there[-max(policy.latest.num_versions, 1) :]
 
 
 def config_of(folder: Path, version: int) -> str:
@@ -336,13 +344,10 @@ def _plans_by_capability(config: Any, manifest: Manifest, others: Sequence[str |
 
 def _keep_active(folder: Path) -> None:
     """Name the versions that are served in the config, so that a new folder beside them changes nothing."""
-    config, there = read_config(folder), versions(folder)
-    policy = config.version_policy
-    chosen = policy.WhichOneof("policy_choice")
-    if chosen == "specific":
+    config = read_config(folder)
+    if config.version_policy.WhichOneof("policy_choice") == "specific":
         return
-    served = there if chosen == "all" else there[-max(policy.latest.num_versions, 1) :]
-    _pin(config, *served)
+    _pin(config, *served_versions(folder))
     atomic_write(folder / CONFIG_FILE, config_text(config))
 
 

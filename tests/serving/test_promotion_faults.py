@@ -1,0 +1,179 @@
+"""A promotion on a server that hangs, answers garbage or half a batch: the old version stays the active one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import false_triton
+import numpy as np
+import pytest
+from false_triton import FalseTriton, Fault, running
+from typer.testing import CliRunner
+
+from trtdeploy.cli.main import app
+from trtdeploy.errors import GateError, RepositoryError, ServerError, UsageError
+from trtdeploy.plan import Plan
+from trtdeploy.triton.control import ModelControl
+from trtdeploy.triton.drift import find_drift
+from trtdeploy.triton.history import read_history
+from trtdeploy.triton.promotion import promote_live
+from trtdeploy.triton.sample import read_sample
+from trtdeploy.triton.versions import active_version, publish, rollback
+
+pytest.importorskip("tritonclient.http")
+
+TIMEOUT_S = 0.4
+SAMPLE = np.random.default_rng(3).standard_normal((4, 3, 32, 32)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def published(qdq_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with versions 1 and 2; version 1 is active."""
+    models = tmp_path_factory.mktemp("published") / "models"
+    for _ in range(2):
+        publish(qdq_plan.path, models, "m", sample={"input": SAMPLE})
+    return models
+
+
+@pytest.fixture
+def models(published: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(published, tmp_path / "models"))
+
+
+@pytest.fixture
+def server(models: Path) -> Iterator[FalseTriton]:
+    """Serves version 1, and loads what the config names."""
+    pair = read_sample(models / "m" / "2")
+    assert pair is not None
+    with running(FalseTriton(pair[1], ("input", (-1, 3, 32, 32)))) as server:
+        server.served["m"] = ["1"]
+        server.to_load = lambda name: [str(active_version(models / "m")) if name == "m" else "2"]
+        yield server
+
+
+def promote(models: Path, server: FalseTriton) -> None:
+    promote_live(models, "m", url=server.url, timeout_s=TIMEOUT_S)
+
+
+def test_a_server_that_behaves_gets_the_new_version(models: Path, server: FalseTriton) -> None:
+    done = promote_live(models, "m", url=server.url, timeout_s=TIMEOUT_S)
+    assert (done.version, done.before, done.answered_by) == (2, 1, {"2": 2})
+    assert server.served == {"m": ["2"]}
+    last = read_history(models / "m").events[-1]
+    assert (last.step, last.version, last.answered_by) == ("promote", 2, {"2": 2})
+    shown = CliRunner().invoke(app, ["versions", "--name", "m", "--repository", str(models), "--history"]).stdout
+    assert shown.splitlines()[-1].endswith("promote  2  before: 1  version 2 has answered")
+    assert find_drift(models, server.url) == []
+
+
+FAULTS: list[tuple[str, Fault, type[Exception], str]] = [
+    ("load", false_triton.hang, ServerError, "did not answer .*/load within 0.4 s"),
+    ("load", false_triton.drip, ServerError, "did not answer .*/load within 0.4 s"),
+    ("load", false_triton.close, ServerError, "did not answer .*/load"),
+    ("load", false_triton.junk, ServerError, "did not answer .*/load"),
+    ("load", false_triton.broken_off, ServerError, "refused .*/load .*500.: out of"),
+    ("load", false_triton.out_of_memory, ServerError, "refused .*/load .*out of memory"),
+    ("ready", false_triton.hang, ServerError, "was not ready within 0.4 s"),
+    ("metadata", false_triton.page, ServerError, "no usable answer"),
+    ("infer", false_triton.hang, ServerError, "did not answer within 0.4 s"),
+    ("infer", false_triton.drip, ServerError, "did not answer within 0.4 s"),
+    ("infer", false_triton.junk, ServerError, "no usable answer|unavailable"),
+    ("infer", false_triton.page, ServerError, "no usable answer"),
+    ("infer", false_triton.half_a_batch, GateError, r"shape \[2, 10\], not \[4, 10\]"),
+    ("infer", false_triton.not_finite, GateError, "off by nan"),
+    ("infer", false_triton.by_another_version, ServerError, "answered by version 1, 0.4 s after version 2"),
+]
+
+
+@pytest.mark.parametrize("candidate", [True, False], ids=["candidate", "exchange"])
+@pytest.mark.parametrize(
+    ("kind", "fault", "error", "words"), FAULTS, ids=[f"{kind}-{fault.__name__}" for kind, fault, _, _ in FAULTS]
+)
+def test_the_old_version_stays_active(
+    kind: str,
+    fault: Fault,
+    error: type[Exception],
+    words: str,
+    candidate: bool,
+    models: Path,
+    server: FalseTriton,
+) -> None:
+    before = (models / "m" / "config.pbtxt").read_bytes()
+    server.faults = {(kind, candidate): fault}
+    with pytest.raises(error, match=words):
+        promote(models, server)
+    assert (models / "m" / "config.pbtxt").read_bytes() == before
+    assert not [name for name in server.served if "candidate" in name]
+    steps = [event.step for event in read_history(models / "m").events]
+    assert steps == ["publish", "publish"] + ([] if candidate else ["promote", "withdraw"])
+    with pytest.raises(RepositoryError, match="no version to roll back to"):
+        rollback(models, "m")  # the one that has failed is none
+    if kind != "load":
+        assert server.served["m"] == ["1"]
+    server.faults.clear()
+    promote(models, server)
+    assert server.served == {"m": ["2"]}
+
+
+def test_a_server_that_does_not_confirm_the_old_version_is_said_to(models: Path, server: FalseTriton) -> None:
+    server.faults = {("load", False): false_triton.hang}
+    with pytest.raises(ServerError, match="m is at version 1 again, but the server has not confirmed") as caught:
+        promote(models, server)
+    assert f"trtdeploy check {models} --url {server.url}" in str(caught.value)
+
+
+def test_a_candidate_that_cannot_be_taken_out_is_named_and_the_next_promotion_takes_it(
+    models: Path, server: FalseTriton, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults = {("unload", True): false_triton.out_of_memory, ("infer", True): false_triton.half_a_batch}
+    with caplog.at_level(logging.WARNING), pytest.raises(GateError):
+        promote(models, server)
+    (left,) = [name for name in server.served if "candidate" in name]
+    assert f"{left} may still be loaded" in caplog.text
+    server.served["other.candidate-00000000"] = ["1"]  # somebody else's promotion may be running
+    (found,) = [finding for name, finding in find_drift(models, server.url) if name == "m"]
+    assert (found.severity, found.message.split()[0]) == ("error", left)
+    server.faults.clear()
+    promote(models, server)
+    assert server.served == {"m": ["2"], "other.candidate-00000000": ["1"]}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [false_triton.hang, false_triton.page, false_triton.junk, false_triton.broken_off],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize(("kind", "call"), [("loaded", "loaded"), ("index", "reasons")])
+def test_a_server_that_gives_no_list_of_its_models_is_a_server_error(
+    kind: str, call: str, fault: Fault, models: Path, server: FalseTriton
+) -> None:
+    server.faults = {(kind, False): fault}
+    with pytest.raises(ServerError, match=r"no list of its models|did not answer|status 500"):
+        getattr(ModelControl(server.url, timeout_s=TIMEOUT_S), call)()
+
+
+def test_the_check_says_what_a_server_serves_otherwise(models: Path, server: FalseTriton) -> None:
+    def check() -> tuple[int, list[dict[str, str]]]:
+        done = CliRunner().invoke(app, ["check", str(models), "--url", server.url, "--json"])
+        return done.exit_code, [entry for entry in json.loads(done.stdout) if entry["where"].startswith("server")]
+
+    assert check() == (0, [])
+    server.served["m"] = ["2"]
+    code, (entry,) = check()
+    assert code == 1
+    assert entry["message"] == "Served is version 2; the repository names 1."
+    assert f"--version 1 --url {server.url}" in entry["hint"]
+    server.served.clear()
+    code, (entry,) = check()
+    assert (code, entry["severity"], entry["message"]) == (0, "warning", "No version is served.")
+
+
+@pytest.mark.parametrize("url", ["", "grpc://127.0.0.1:1", "http://", "http://127.0.0.1", "http://127.0.0.1:x"])
+def test_what_is_no_url_of_a_servers_control_is_a_usage_error(url: str) -> None:
+    with pytest.raises(UsageError, match=r"http://127\.0\.0\.1:8000"):
+        ModelControl(url)

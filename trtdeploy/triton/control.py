@@ -1,0 +1,173 @@
+"""Triton's model repository API: which models a server has, and loading and unloading them.
+
+Source: Triton's model repository extension (``docs/protocol/extension_model_repository.md``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from trtdeploy.errors import ServerError, UsageError
+
+_POLL_S = 0.05
+_SHORT_S = 5.0
+_LARGEST_ANSWER_BYTES = 16 << 20
+_SHOWN_CHARACTERS = 2000
+
+
+class ModelControl:
+    """The model repository API of a server. To load and to unload, it must run with explicit model control.
+
+    A call takes at most ``timeout_s`` in all, also where the server sends byte by byte.
+
+    Args:
+        url: ``http://host:port``.
+        timeout_s: How long a load may take.
+
+    Raises:
+        UsageError: The URL has another form.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:  # a port that is no number, a bracket that is not closed
+            host = port = None
+        if host is None or port is None or parts.scheme != "http":
+            raise UsageError(f"{url!r} is not the HTTP URL of a Triton server.", hint="Example: http://127.0.0.1:8000")
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self._host, self._port = host, port
+
+    def loaded(self) -> dict[str, list[int]]:
+        """Return the versions of each model that the server has loaded, ascending.
+
+        The server's statistics list them all; its repository index leaves out models whose files were sent to it.
+
+        Raises:
+            ServerError: The server refuses, does not answer in time, or answers something else.
+        """
+        path = "/v2/models/stats"
+        content = self._accepted(path, *self._exchange("GET", path, None, min(self.timeout_s, 4 * _SHORT_S)))
+        found: dict[str, list[int]] = {}
+        with self._understood():
+            for entry in json.loads(content)["model_stats"]:
+                found.setdefault(str(entry["name"]), []).append(int(entry["version"]))
+        return {name: sorted(versions) for name, versions in found.items()}
+
+    def reasons(self) -> dict[str, str]:
+        """Return why the models of the server's repository that it could not load, or has unloaded, are not there.
+
+        Raises:
+            ServerError: As for ``loaded``.
+        """
+        content = self._post("/v2/repository/index", {}, min(self.timeout_s, 4 * _SHORT_S))
+        with self._understood():
+            return {str(entry["name"]): entry["reason"] for entry in json.loads(content) if entry.get("reason")}
+
+    def load(self, name: str, parameters: dict[str, str] | None = None) -> None:
+        """Load a model, or load it anew; returns when it is ready.
+
+        Raises:
+            ServerError: The server refuses, or does not answer in time.
+        """
+        body: dict[str, Any] = {"parameters": parameters} if parameters else {}
+        self._post(f"/v2/repository/models/{name}/load", body, self.timeout_s)
+
+    def unload(self, name: str) -> None:
+        """Take a model out of service.
+
+        Raises:
+            ServerError: As for ``load``.
+        """
+        self._post(f"/v2/repository/models/{name}/unload", {}, min(self.timeout_s, 2 * _SHORT_S))
+
+    def wait_until_ready(self, name: str, version: int) -> None:
+        """Wait for a version to be ready.
+
+        Raises:
+            ServerError: It is not, in time.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        while not self._is_ready(name, version):
+            if time.monotonic() > deadline:
+                raise ServerError(f"{name} version {version} was not ready within {self.timeout_s:g} s.")
+            time.sleep(_POLL_S)
+
+    def _is_ready(self, name: str, version: int) -> bool:
+        try:
+            status, _ = self._exchange(
+                "GET", f"/v2/models/{name}/versions/{version}/ready", None, min(self.timeout_s, _SHORT_S)
+            )
+        except ServerError:  # asked again until the deadline, which is the error
+            return False
+        return status == http.HTTPStatus.OK
+
+    def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> bytes:
+        return self._accepted(path, *self._exchange("POST", path, json.dumps(body).encode(), timeout_s))
+
+    def _accepted(self, path: str, status: int, content: bytes) -> bytes:
+        if status == http.HTTPStatus.OK:
+            return content
+        text = content.decode(errors="replace")[:_SHOWN_CHARACTERS]
+        hint = None
+        if "explicit" in text or "polling" in text or "not allowed" in text:
+            hint = "Start the server with explicit model control: trtdeploy serve REPOSITORY --explicit"
+        raise ServerError(f"The server at {self.url} refused {path} (status {status}): {text}", hint=hint)
+
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            raise ServerError(
+                f"The server at {self.url} gave no list of its models: {type(error).__name__}: {error}.",
+                hint="Is this the HTTP port of a Triton server?",
+            ) from error
+
+    def _exchange(self, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
+        """Send one request; http.client's own timeout begins anew with every byte, so a timer ends the whole."""
+        # http.client asks no proxy that the environment names: it has no business in front of a server's control
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        late = threading.Event()
+        try:
+            connection.connect()
+            timer = threading.Timer(timeout_s, _hang_up, (connection.sock, late))
+            timer.daemon = True
+            timer.start()
+            try:
+                connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+                answer = connection.getresponse()
+                content = answer.read(_LARGEST_ANSWER_BYTES)
+            finally:
+                timer.cancel()
+            if late.is_set():
+                raise TimeoutError
+            return answer.status, content
+        except (OSError, http.client.HTTPException) as error:
+            if late.is_set() or isinstance(error, TimeoutError):
+                raise ServerError(
+                    f"The server at {self.url} did not answer {path} within {timeout_s:g} s.",
+                    hint="Does it hang? Look at its log; a large model may need a longer --timeout.",
+                ) from error
+            raise ServerError(
+                f"The server at {self.url} did not answer {path}: {type(error).__name__}: {error}.",
+                hint="Is it running, and is this its HTTP port?",
+            ) from error
+        finally:
+            connection.close()
+
+
+def _hang_up(connection: socket.socket, late: threading.Event) -> None:
+    late.set()
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

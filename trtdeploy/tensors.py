@@ -28,7 +28,9 @@ _DTYPES: dict[str, tuple[int, str]] = {
     "float64": (11, "FP64"),
 }
 _FROM_ONNX = {code: name for name, (code, _) in _DTYPES.items()}
-_FROM_TRITON = {triton: name for name, (_, triton) in _DTYPES.items()}
+BYTES = "bytes"
+"""Elements of any length, as Triton's BYTES; an array of them is one of objects. No engine takes them."""
+_FROM_TRITON = {triton: name for name, (_, triton) in _DTYPES.items()} | {"BYTES": BYTES}
 
 
 def dtype_from_onnx(code: int) -> str:
@@ -56,7 +58,7 @@ def dtype_from_triton(name: str) -> str:
 
 
 def _known_dtype(name: str) -> str:
-    if name not in _DTYPES:
+    if name not in _DTYPES and name != BYTES:
         raise ValueError(f"unknown dtype {name!r}; known: {sorted(_DTYPES)}")
     return name
 

@@ -248,11 +248,11 @@ def test_a_model_of_somebody_else_has_neither_labels_nor_preprocessing() -> None
 
 
 def test_a_data_type_that_numpy_has_not_is_named() -> None:
-    metadata = METADATA | {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1]}]}
+    metadata = METADATA | {"inputs": [{"name": "x", "datatype": "BF16", "shape": [1]}]}
     with (
         server_that(metadata_then_config(metadata, {})) as address,
         connect(f"http://{address}") as client,
-        pytest.raises(DtypeError, match="BYTES is not supported"),
+        pytest.raises(DtypeError, match="BF16 is not supported"),
     ):
         client.describe("m")
 
@@ -290,8 +290,14 @@ class Refused(InferenceClient):
         self.left = refused
         self.asked: list[float] = []
 
-    def close(self) -> None:
+    def _disconnect(self) -> None:
         pass
+
+    def _register(self, name: str, key: str, byte_size: int, t: Any) -> None:
+        raise NotImplementedError
+
+    def _unregister(self, name: str, t: Any) -> None:
+        raise NotImplementedError
 
     def _metadata_and_config(self, name: str, version: str, t: Any) -> Any:
         raise NotImplementedError

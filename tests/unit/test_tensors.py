@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from trtdeploy.errors import DtypeError, InputNameError, ShapeError, UsageError
 from trtdeploy.tensors import (
+    BYTES,
     Array,
     ShapeRange,
     TensorSpec,
@@ -54,8 +55,11 @@ def test_data_types_that_nothing_here_can_carry_are_refused_by_name() -> None:
         dtype_from_onnx(onnx.TensorProto.STRING)
     with pytest.raises(DtypeError, match="complex64"):
         dtype_to_triton("complex64")
-    with pytest.raises(DtypeError, match="BYTES"):
-        dtype_from_triton("BYTES")
+    with pytest.raises(DtypeError, match="BF16"):
+        dtype_from_triton("BF16")
+    assert dtype_from_triton("BYTES") == BYTES
+    with pytest.raises(DtypeError, match="bytes cannot be served"):  # not by an engine
+        dtype_to_triton(BYTES)
 
 
 def test_a_spec_refuses_unknown_types_and_keys_and_prints_its_dynamic_sizes() -> None:

@@ -10,13 +10,20 @@ from typing import Any, TypeVar
 from trtdeploy.errors import ServerError, TrtDeployError
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client.endpoint import Endpoint
-from trtdeploy.triton.client.failures import Failures, RequestTimeoutError, ServerUnavailableError
-from trtdeploy.triton.client.messages import Reply, Request, plain_request, read_reply
+from trtdeploy.triton.client.failures import (
+    Failures,
+    RequestTimeoutError,
+    ServerUnavailableError,
+    SharedMemoryError,
+)
+from trtdeploy.triton.client.messages import Reply, Request, output_shape, read_reply
 from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
 from trtdeploy.triton.client.patience import Patience, Try
 from trtdeploy.triton.client.served_model import ServedModel, read_served_model
+from trtdeploy.triton.client.shared_memory import Layout, SharedRegions
 
 T = TypeVar("T")
+_GOODBYE_S = 5.0
 
 
 class InferenceClient(ABC):
@@ -28,15 +35,22 @@ class InferenceClient(ABC):
         limits: How long and how often to ask. Only where the server is unavailable is it asked again, and then a
             request may have been executed twice, which is harmless for a model that keeps no state; one that does is
             not asked again. What the server refused, or did not answer in time, is never asked again.
+        shared_memory: Leave tensors in shared memory, for a server on this machine.
     """
 
     def __init__(
-        self, endpoint: Endpoint, options: ConnectionOptions | None = None, limits: RequestLimits | None = None
+        self,
+        endpoint: Endpoint,
+        options: ConnectionOptions | None = None,
+        limits: RequestLimits | None = None,
+        *,
+        shared_memory: bool = False,
     ) -> None:
         self.endpoint = endpoint
         self.options = options or ConnectionOptions()
         self.limits = limits or RequestLimits()
         self.failures = Failures(endpoint, self.options, self.limits)
+        self._regions = SharedRegions(self._announce, self._withdraw) if shared_memory else None
 
     @property
     def url(self) -> str:
@@ -97,15 +111,22 @@ class InferenceClient(ABC):
         """
         return self._ask(lambda t: dict(self._statistics(model, t)["model_stats"][0]["inference_stats"]))
 
-    @abstractmethod
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; what was in shared memory is gone."""
+        try:
+            if self._regions is not None:
+                self._regions.close()
+        finally:
+            self._disconnect()
 
     def __enter__(self) -> InferenceClient:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @abstractmethod
+    def _disconnect(self) -> None: ...
 
     @abstractmethod
     def _metadata_and_config(self, name: str, version: str, t: Try) -> tuple[dict[str, Any], dict[str, Any]]: ...
@@ -117,9 +138,45 @@ class InferenceClient(ABC):
     def _exchange(self, request: Request, t: Try) -> Any:
         """Send a request once and return the ``InferResult``."""
 
+    @abstractmethod
+    def _register(self, name: str, key: str, byte_size: int, t: Try) -> None:
+        """Tell the server of a region of shared memory."""
+
+    @abstractmethod
+    def _unregister(self, name: str, t: Try) -> None: ...
+
     def _infer(self, model: ServedModel, version: str, inputs: Mapping[str, Array], t: Try) -> Reply:
-        request = plain_request(model, version, inputs)
-        return read_reply(request, self._exchange(request, t))
+        if self._regions is None:
+            request = Request(model.name, version, inputs, model.outputs)
+            return read_reply(request, self._exchange(request, t))
+        layout = Layout(inputs, model.outputs)
+        with self._regions.borrowed(layout.byte_size) as memory:
+            layout.write(memory)
+            request = Request(model.name, version, inputs, model.outputs, layout.regions(memory))
+            answer = self._exchange(request, t)
+            reply = read_reply(request, answer)
+            for spec in model.outputs:
+                if spec.name in request.regions:
+                    reply.outputs[spec.name] = layout.read(memory, spec, output_shape(answer, spec.name))
+        return reply
+
+    def _announce(self, name: str, key: str, byte_size: int) -> None:
+        try:
+            self._register(name, key, byte_size, Try(self.timeout_s))
+        except Exception as error:
+            explained = self.failures.explain(error)
+            if type(explained) is not ServerError:
+                raise explained from error
+            raise SharedMemoryError(
+                f"The server at {self.url} cannot use the shared memory of this machine: {explained.message}",
+                hint="--shared-memory is for a server on this host with the same /dev/shm (containers: --ipc=host).",
+            ) from error
+
+    def _withdraw(self, name: str) -> None:
+        try:
+            self._unregister(name, Try(min(self.timeout_s, _GOODBYE_S)))
+        except Exception as error:
+            raise self.failures.explain(error) from error
 
     def _ask(self, call: Callable[[Try], T], patience: Patience | None = None, *, may_repeat: bool = True) -> T:
         patience = patience or Patience(self.limits)

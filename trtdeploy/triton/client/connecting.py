@@ -8,6 +8,7 @@ from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.grpc import GrpcClient
 from trtdeploy.triton.client.http import HttpClient
 from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.streaming import GrpcStreamClient
 
 
 def connect(
@@ -17,6 +18,8 @@ def connect(
     retries: int = 0,
     deadline_s: float | None = None,
     options: ConnectionOptions | None = None,
+    stream: bool = False,
+    shared_memory: bool = False,
 ) -> InferenceClient:
     """Return a client for a server; nothing is sent yet.
 
@@ -26,15 +29,21 @@ def connect(
         retries: How often to ask again where the server is unavailable.
         deadline_s: How long a request may take with all its tries; the server is told, too.
         options: Certificates and headers.
+        stream: Send requests on one gRPC stream.
+        shared_memory: Leave tensors in shared memory, for a server on this machine.
 
     Raises:
-        UsageError: The URL has another form, or certificates are given for a connection without TLS.
+        UsageError: The URL has another form, certificates are given for a connection without TLS, or a stream is asked
+            for over HTTP.
         RuntimeUnavailableError: tritonclient is not installed.
     """
     endpoint = parse_endpoint(url, options)
     limits = RequestLimits(timeout_s=timeout_s, retries=retries, deadline_s=deadline_s)
+    if stream and endpoint.protocol != "grpc":
+        raise UsageError(f"Streams are for gRPC; {endpoint.url} is HTTP.", hint="Give a grpc:// or grpcs:// URL.")
+    kind = HttpClient if endpoint.protocol == "http" else GrpcStreamClient if stream else GrpcClient
     try:
-        return (GrpcClient if endpoint.protocol == "grpc" else HttpClient)(endpoint, options, limits)
+        return kind(endpoint, options, limits, shared_memory=shared_memory)
     except ImportError as error:
         raise _not_installed(endpoint) from error
 

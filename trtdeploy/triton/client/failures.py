@@ -15,8 +15,9 @@ _UNAVAILABLE = "StatusCode.UNAVAILABLE"
 _TOO_LATE = "StatusCode.DEADLINE_EXCEEDED"
 # Triton's words: its gRPC and HTTP endpoints with restricted access, and the queue of its core
 _RESTRICTED = re.compile(r"is restricted, expecting header '([^']*)'")
-_DROPPED = re.compile(r"[Tt]imeout expired")
-_TLS = re.compile(r"certificate|handshake|SSL|TLS|Peer name", re.IGNORECASE)
+_DROPPED = "Request timeout expired"
+_TLS = re.compile(r"certificate|handshake|SSL|TLS|Hostname Verification", re.IGNORECASE)
+_WRONG_NAME = re.compile(r"Hostname|certificate is not valid for|not in peer certificate")
 _PLAIN_HINT = "Is it running, and is this its port for this protocol?"
 
 
@@ -114,13 +115,13 @@ class Failures:
         return StreamBrokenError(f"The stream from {self._url} broke: {reason}", hint=self._reach_hint())
 
     def status(self, status: str, message: str) -> ServerError:
-        """Say what a status of gRPC or HTTP means."""
+        """Say what a status of gRPC ("StatusCode.UNAVAILABLE") or HTTP ("503") means."""
         restricted = _RESTRICTED.search(message)
         if restricted:
             return self._denied(restricted[1])
         if status == _TOO_LATE:
             return self.too_late()
-        if status in (_UNAVAILABLE, "503") and _DROPPED.search(message):
+        if _DROPPED in message:  # with UNAVAILABLE, 503, or no status at all on a stream
             return DeadlineExceededError(
                 f"The server at {self._url} dropped the request: it waited in the queue for longer than "
                 f"{'its deadline of ' + self._deadline() if self._limits.deadline_s else 'the model allows'} "
@@ -129,7 +130,8 @@ class Failures:
                 dropped_by_server=True,
             )
         if status == _UNAVAILABLE:
-            return self._no_tls(message) if _TLS.search(message) else self.unavailable(message)
+            secure = self._endpoint.tls and _TLS.search(message)
+            return self._no_tls(message) if secure else self.unavailable(message)
         return ServerError(f"The server at {self._url} refused: {message}")
 
     def _denied(self, header: str) -> AccessDeniedError:
@@ -144,7 +146,7 @@ class Failures:
         hint = "Does the server speak TLS at this port? Does it want a --client-certificate?"
         if re.search(r"CERTIFICATE_VERIFY_FAILED|certificate verify failed", reason):
             hint = "Give --ca-certificate with the authority that has signed the server's certificate."
-        if re.search(r"ame (mismatch|.*is not in peer certificate|.*doesn't match)|is not valid for", reason):
+        if _WRONG_NAME.search(reason):
             hint = "Ask the server by a name that its certificate is made out for."
         return TlsError(f"No secure connection to {self._url}: {reason}", hint=hint)
 
@@ -160,7 +162,7 @@ class Failures:
 
     def _reach_hint(self) -> str:
         if self._endpoint.tls:
-            return _PLAIN_HINT
+            return f"{_PLAIN_HINT} Does it want a --client-certificate that its authority has signed?"
         return f"{_PLAIN_HINT} Does it want TLS ({self._endpoint.protocol}s://)?"
 
     def _deadline(self) -> str:

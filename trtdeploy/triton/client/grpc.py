@@ -19,9 +19,14 @@ class GrpcClient(InferenceClient):
     """Over gRPC; one channel serves all threads."""
 
     def __init__(
-        self, endpoint: Endpoint, options: ConnectionOptions | None = None, limits: RequestLimits | None = None
+        self,
+        endpoint: Endpoint,
+        options: ConnectionOptions | None = None,
+        limits: RequestLimits | None = None,
+        *,
+        shared_memory: bool = False,
     ) -> None:
-        super().__init__(endpoint, options, limits)
+        super().__init__(endpoint, options, limits, shared_memory=shared_memory)
         import tritonclient.grpc
 
         self._module = tritonclient.grpc
@@ -32,7 +37,7 @@ class GrpcClient(InferenceClient):
         )
         self._headers = self.options.plain_headers()
 
-    def close(self) -> None:
+    def _disconnect(self) -> None:
         self._client.close()
 
     def _metadata_and_config(self, name: str, version: str, t: Try) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -57,6 +62,22 @@ class GrpcClient(InferenceClient):
             headers=self._headers,
             client_timeout=t.wait_s,
         )
+
+    def _register(self, name: str, key: str, byte_size: int, t: Try) -> None:
+        self._client.register_system_shared_memory(name, key, byte_size, headers=self._headers, client_timeout=t.wait_s)
+
+    def _unregister(self, name: str, t: Try) -> None:
+        self._client.unregister_system_shared_memory(name, headers=self._headers, client_timeout=t.wait_s)
+
+
+def open_channel(endpoint: Endpoint, options: ConnectionOptions) -> Any:
+    """Return a new ``grpc.Channel``; nothing is sent yet."""
+    import grpc  # type: ignore[import-untyped, unused-ignore]
+
+    arguments = channel_arguments(endpoint)
+    if endpoint.tls:
+        return grpc.secure_channel(endpoint.address, grpc_credentials(options), options=arguments)
+    return grpc.insecure_channel(endpoint.address, options=arguments)
 
 
 def channel_arguments(endpoint: Endpoint) -> list[tuple[str, int]]:

@@ -18,9 +18,14 @@ class HttpClient(InferenceClient):
     """Over HTTP; tritonclient's HTTP client is bound to its thread, so every thread gets its own."""
 
     def __init__(
-        self, endpoint: Endpoint, options: ConnectionOptions | None = None, limits: RequestLimits | None = None
+        self,
+        endpoint: Endpoint,
+        options: ConnectionOptions | None = None,
+        limits: RequestLimits | None = None,
+        *,
+        shared_memory: bool = False,
     ) -> None:
-        super().__init__(endpoint, options, limits)
+        super().__init__(endpoint, options, limits, shared_memory=shared_memory)
         import gevent.ssl  # type: ignore[import-untyped, unused-ignore]
         import tritonclient.http
 
@@ -28,7 +33,7 @@ class HttpClient(InferenceClient):
         self._context = ssl_context(self.options, gevent.ssl) if endpoint.tls else None
         self._local = threading.local()
 
-    def close(self) -> None:
+    def _disconnect(self) -> None:
         # Connections of other threads end with their threads: only a thread itself may close its own.
         client = self._local.__dict__.pop("client", None)
         if client is not None:
@@ -72,6 +77,14 @@ class HttpClient(InferenceClient):
                 timeout=t.timeout_us,
                 headers=self.options.plain_headers(),  # it adds its own to them
             )
+
+    def _register(self, name: str, key: str, byte_size: int, t: Try) -> None:
+        with _limited(t):
+            self._client().register_system_shared_memory(name, key, byte_size, headers=self.options.plain_headers())
+
+    def _unregister(self, name: str, t: Try) -> None:
+        with _limited(t):
+            self._client().unregister_system_shared_memory(name, headers=self.options.plain_headers())
 
 
 def _limited(t: Try) -> Any:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from trtdeploy.tensors import Array, TensorSpec, dtype_to_triton
-from trtdeploy.triton.client.served_model import ServedModel
 
 BYTES = "BYTES"
 
@@ -40,7 +39,7 @@ class Request:
     version: str
     inputs: Mapping[str, Array]
     outputs: tuple[TensorSpec, ...]
-    regions: Mapping[str, Region]
+    regions: Mapping[str, Region] = field(default_factory=dict)
 
     def for_client(self, module: Any) -> tuple[list[Any], list[Any]]:
         """Return the inputs and the wanted outputs as objects of ``tritonclient.grpc`` or ``tritonclient.http``."""
@@ -96,11 +95,6 @@ class Reply:
     outputs: dict[str, Array]
 
 
-def plain_request(model: ServedModel, version: str, inputs: Mapping[str, Array]) -> Request:
-    """Return a request whose tensors all travel with the messages."""
-    return Request(model.name, version, inputs, model.outputs, {})
-
-
 def read_reply(request: Request, answer: Any) -> Reply:
     """Read an ``InferResult``; outputs in shared memory are left out.
 
@@ -115,6 +109,18 @@ def read_reply(request: Request, answer: Any) -> Reply:
     response = answer.get_response()
     version = response["model_version"] if isinstance(response, dict) else response.model_version
     return Reply(str(version), outputs)
+
+
+def output_shape(answer: Any, name: str) -> tuple[int, ...]:
+    """Return the shape of an output of an ``InferResult``.
+
+    Raises:
+        ValueError: The answer lacks it.
+    """
+    output = answer.get_output(name)
+    if output is None:
+        raise ValueError(f"the answer lacks the output {name!r}")
+    return tuple(int(size) for size in (output["shape"] if isinstance(output, dict) else output.shape))
 
 
 def triton_dtype(array: Array) -> str:

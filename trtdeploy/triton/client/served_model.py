@@ -10,6 +10,7 @@ from typing import Any
 from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import TensorSpec, dtype_from_triton
+from trtdeploy.triton.config.options import CONTEXTS_KEY
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ServedModel:
         stateful: Whether an answer depends on earlier requests (sequence batching).
         decoupled: Whether one request may have any number of answers.
         drops_late: Whether a request's own timeout counts in the model's queue.
+        instances: How many batches are computed at a time: instances on all devices, times the contexts of each.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ServedModel:
     stateful: bool = False
     decoupled: bool = False
     drops_late: bool = False
+    instances: int = 1
 
 
 def read_served_model(name: str, version: str, metadata: dict[str, Any], config: dict[str, Any]) -> ServedModel:
@@ -61,7 +64,14 @@ def read_served_model(name: str, version: str, metadata: dict[str, Any], config:
         stateful="sequence_batching" in config,
         decoupled=bool(config.get("model_transaction_policy", {}).get("decoupled", False)),
         drops_late=bool(policy.get("allow_timeout_override", False)),
+        instances=_instances(config) * int(parameters.get(CONTEXTS_KEY, "1")),
     )
+
+
+def _instances(config: Mapping[str, Any]) -> int:
+    """Count instances on all devices; the server has filled in what the config left open."""
+    groups = config.get("instance_group", [])
+    return sum(int(group.get("count", 1)) * max(1, len(group.get("gpus", []))) for group in groups) or 1
 
 
 def _spec(tensor: Mapping[str, Any]) -> TensorSpec:

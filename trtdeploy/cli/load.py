@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trtdeploy.load import LoadPoint
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+_CAPACITY_CONCURRENCY = 8
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +50,10 @@ def load(
     max_windows: Annotated[
         int, typer.Option("--max-windows", min=3, max=1000, help="Windows per load until it counts as not stable.")
     ] = 10,
+    stability_percent: Annotated[
+        float,
+        typer.Option("--stability-percent", min=0.1, max=10000, help="How far the last three windows may differ."),
+    ] = 10.0,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, callback=finite_seconds, help="Seconds that one request may take.")
     ] = 30.0,
@@ -65,16 +70,18 @@ def load(
         from trtdeploy.triton.client import connect
         from trtdeploy.triton.served import ServedTarget
 
-        options = WindowOptions(warm_up_s=warm_up, window_s=window, max_windows=max_windows)
+        options = WindowOptions(
+            warm_up_s=warm_up, window_s=window, max_windows=max_windows, stability_percent=stability_percent
+        )
         with connect(url, timeout_s=timeout) as client:
             target = ServedTarget(client, model, version)
             inputs = make_requests(target, data=data, batch_size=batch_size, seed=seed)
 
-            def measured(arrivals: Arrivals, label: str) -> LoadPoint:
+            def measured(arrivals: Arrivals, label: str, windows: WindowOptions = options) -> LoadPoint:
                 return measure(
                     lambda number: target.scores(inputs[number % len(inputs)]),
                     arrivals,
-                    options,
+                    windows,
                     batch_size=batch_size,
                     totals=target.server_totals,
                     progress=bars.labelled(label),
@@ -85,12 +92,13 @@ def load(
             points += [measured(OpenLoop(value, seed=seed), f"{value:g} per second") for value in rate or []]
             slo = None
             if slo_p99_ms is not None:
-                capacity = max(
-                    [point.requests_per_s for point in points if point.concurrency is not None]
-                    or [measured(ClosedLoop(8), "capacity").requests_per_s]
-                )
+                if max(levels, default=0) < _CAPACITY_CONCURRENCY:  # fewer may not keep the server busy
+                    points.append(measured(ClosedLoop(_CAPACITY_CONCURRENCY), "capacity"))
+                capacity = max(point.requests_per_s for point in points if point.concurrency is not None)
                 slo = search_rate(
-                    lambda value: measured(OpenLoop(value, seed=seed), f"{value:.1f} per second"),
+                    lambda value, requests: measured(
+                        OpenLoop(value, seed=seed), f"{value:.1f} per second", options.for_rate(value, requests)
+                    ),
                     p99_ms=slo_p99_ms,
                     capacity_per_s=capacity,
                 )
@@ -109,6 +117,8 @@ def load(
         else:
             for point in [*points, *(slo.tried if slo is not None else ())]:
                 typer.echo(_as_text(point))
+            for point in slo.confirmations if slo is not None else ():
+                typer.echo(f"{_as_text(point)}  (longer)")
             if slo is not None:
                 found = f"{slo.best.rate_per_s:.1f} requests/s" if slo.best is not None else "no rate that was tried"
                 typer.echo(f"p99 <= {slo.p99_ms:g} ms: {found}")
@@ -123,5 +133,6 @@ def _as_text(point: LoadPoint) -> str:
     return (
         f"{kind:<16} {point.samples_per_s:9.1f} samples/s  {latency} ms"
         + (f"  ({parts})" if parts else "")
+        + (f"  {point.unsent} never sent" if point.unsent else "")
         + ("" if point.stable else "  NOT STABLE")
     )

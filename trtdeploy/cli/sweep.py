@@ -231,8 +231,14 @@ def _show(run: Sweep, found: SweepResults) -> None:
             ", ".join(filter(None, notes)),
         )
     Output().print(table)
+    reasons: dict[str, list[str]] = {}
     for refused in found.refused:
-        typer.echo(f"not measured: {refused.candidate}: {refused.reason}")
+        reasons.setdefault(refused.reason, []).append(str(refused.candidate))
+    for reason, candidates in reasons.items():
+        typer.echo(f"not measured: {'; '.join(candidates)}\n  {reason}")
+    unstable = sum(not entry.point.stable for entry in found.points)
+    if unstable:
+        typer.echo(f"{unstable} of {len(found.points)} loads were not stable: none of these is chosen.")
 
 
 def _facts(run: Sweep, found: SweepResults) -> dict[str, Any]:

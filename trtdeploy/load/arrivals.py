@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 
 Send = Callable[[int], object]
 """Sends request number ``i`` and waits for its answer."""
-_WAIT_S = 0.05
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,45 @@ class Sample:
     done_s: float
 
 
-class Traffic:
-    """What running senders have produced so far; usable from every thread."""
+class Schedule:
+    """The times of a Poisson process, in seconds of ``time.perf_counter``; usable from every thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate_per_s: float, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._mean_s = 1 / rate_per_s
+        self._lock = threading.Lock()
+        self._due_s = [time.perf_counter()]  # the start of the process, which is no request
+        self._handed_out = 0
+
+    def next(self) -> tuple[int, float]:
+        """Return the next request that nobody has been given: its number and when it is due."""
+        with self._lock:
+            number, self._handed_out = self._handed_out, self._handed_out + 1
+            if len(self._due_s) <= number + 1:
+                self._extend()
+            return number, self._due_s[number + 1]
+
+    def due_between(self, begin_s: float, end_s: float) -> list[float]:
+        """Return when requests were due from ``begin_s`` up to ``end_s``, whether they have been sent or not."""
+        with self._lock:
+            while self._due_s[-1] < end_s:
+                self._extend()
+            return self._due_s[max(1, bisect_left(self._due_s, begin_s)) : bisect_left(self._due_s, end_s)]
+
+    def _extend(self) -> None:
+        gaps_s = self._rng.exponential(self._mean_s, _BLOCK)
+        self._due_s.extend((self._due_s[-1] + np.cumsum(gaps_s)).tolist())
+
+
+class Traffic:
+    """What running senders have produced so far; usable from every thread.
+
+    Args:
+        schedule: When requests are due; None where the answers set the pace.
+    """
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
+        self.schedule = schedule
         self._lock = threading.Lock()
         self._samples: list[Sample] = []
         self._failure: Exception | None = None
@@ -68,7 +104,7 @@ class Arrivals(ABC):
     @contextmanager
     def running(self, send: Send) -> Iterator[Traffic]:
         """Send for as long as the block runs; at its end no thread is left, and what is in flight was waited for."""
-        traffic = Traffic()
+        traffic = self._traffic()
         threads = [threading.Thread(target=work, daemon=True) for work in self._workers(send, traffic)]
         for thread in threads:
             thread.start()
@@ -78,6 +114,9 @@ class Arrivals(ABC):
             traffic.stopping.set()
             for thread in threads:
                 thread.join()
+
+    def _traffic(self) -> Traffic:
+        return Traffic()
 
     @abstractmethod
     def _workers(self, send: Send, traffic: Traffic) -> list[Callable[[], None]]: ...
@@ -129,23 +168,19 @@ class OpenLoop(Arrivals):
     def rate_per_s(self) -> float:
         return self._rate_per_s
 
-    def _workers(self, send: Send, traffic: Traffic) -> list[Callable[[], None]]:
-        lock = threading.Lock()
-        rng = np.random.default_rng(self._seed)
-        start_s = time.perf_counter()
-        state = {"number": 0, "due_s": start_s}
+    def _traffic(self) -> Traffic:
+        return Traffic(Schedule(self._rate_per_s, self._seed))
 
-        def next_arrival() -> tuple[int, float]:
-            with lock:
-                state["due_s"] += float(rng.exponential(1 / self._rate_per_s))
-                state["number"] += 1
-                return int(state["number"]) - 1, float(state["due_s"])
+    def _workers(self, send: Send, traffic: Traffic) -> list[Callable[[], None]]:
+        schedule = traffic.schedule
+        if schedule is None:
+            raise ValueError("an open loop needs a schedule")
 
         def worker() -> None:
             while not traffic.stopping.is_set():
-                number, due_s = next_arrival()
+                number, due_s = schedule.next()
                 while (left_s := due_s - time.perf_counter()) > 0:
-                    if traffic.stopping.wait(min(left_s, _WAIT_S)):
+                    if traffic.stopping.wait(left_s):
                         return
                 if not _sent(send, number, due_s, traffic):
                     return

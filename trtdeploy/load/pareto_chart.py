@@ -60,7 +60,9 @@ def draw_pareto(
     front = pareto(points)
     _draw_points(axes, points, front, deployed)
     if slo_p99_ms is not None:
-        axes.axvline(slo_p99_ms, color=_COLOURS[5], linewidth=1.2, linestyle=(0, (5, 3)), label="promised p99")
+        axes.axvline(
+            slo_p99_ms, color=_COLOURS[5], linewidth=1.2, linestyle=(0, (5, 3)), label=f"p99 of {slo_p99_ms:g} ms"
+        )
     _scale(axes, points, slo_p99_ms)
     _draw_front(axes, front)
     axes.set_xlabel("99th percentile of the latency (ms), less is better", fontsize=9, color=_INK)

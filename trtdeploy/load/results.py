@@ -39,7 +39,7 @@ class SweepResults:
         resume: Go on with a file that is there.
 
     Raises:
-        UsageError: The file is there and ``resume`` is not given, is no file of a sweep, or has another head.
+        UsageError: The file holds results and ``resume`` is not given, is no file of a sweep, or has another head.
     """
 
     def __init__(self, path: str | Path, head: dict[str, Any], *, resume: bool = False) -> None:
@@ -48,11 +48,13 @@ class SweepResults:
         self.refused: list[Refused] = []
         self._lines = [json.dumps({"format": _FORMAT, **head})]
         if self.path.exists():
-            if not resume:
+            lines = self._read()
+            if len(lines) > 1 and not resume:  # a head alone was left by a sweep that measured nothing
                 raise UsageError(
                     f"{self.path} exists.", hint="Go on with it: --resume. Or name another file: --results FILE"
                 )
-            self._read()
+            if resume:
+                self._go_on(lines)
         atomic_write(self.path, self._text())
 
     def add(self, entry: SweepPoint | Refused) -> None:
@@ -85,22 +87,29 @@ class SweepResults:
     def _text(self) -> str:
         return "".join(f"{line}\n" for line in self._lines)
 
-    def _read(self) -> None:
+    def _read(self) -> list[str]:
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            head = json.loads(lines[0])
+            return self.path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{self.path} is not the file of a sweep: {error}", hint="Name another file: --results FILE"
+            ) from error
+
+    def _go_on(self, lines: list[str]) -> None:
+        try:
+            head = dict(json.loads(lines[0]))
             entries = [_entry(line) for line in lines[1:]]
-        except (OSError, UnicodeDecodeError, ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise UsageError(
                 f"{self.path} is not the file of a sweep: {type(error).__name__}: {error}",
                 hint="Name another file: --results FILE",
             ) from error
         wanted = json.loads(self._lines[0])
-        differs = [key for key in wanted if not isinstance(head, dict) or head.get(key) != wanted[key]]
-        if differs or set(head) != set(wanted):
-            said = "; ".join(f"{key} was {head.get(key)!r}, is {wanted[key]!r}" for key in differs if key in head)
+        differs = [key for key in {**head, **wanted} if head.get(key) != wanted.get(key)]
+        if differs:
+            said = "; ".join(f"{key} was {head.get(key)!r}, is {wanted.get(key)!r}" for key in differs)
             raise UsageError(
-                f"{self.path} is of another sweep: {said or 'its head differs'}.",
+                f"{self.path} is of another sweep: {said}.",
                 hint="Give the same options as before, or start anew with another --results FILE.",
             )
         self._lines = lines

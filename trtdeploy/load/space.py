@@ -93,7 +93,10 @@ class SweepSpace(BaseModel):
     concurrency: tuple[Count, ...] = Field(min_length=1)
 
     def candidates(self) -> list[Candidate]:
-        """Return all combinations, without those that Triton serves alike: batches of one wait for nobody."""
+        """Return all combinations, without those that Triton serves alike.
+
+        Batches of one wait for nobody, and a batch of the largest size needs no preference to run at once.
+        """
         found: dict[Candidate, None] = {}
         for instances, batch, preferred, delay in product(
             self.instances, self.max_batch_size or (None,), self.preferred_batch_sizes, self.max_queue_delay_us
@@ -102,7 +105,7 @@ class SweepSpace(BaseModel):
             candidate = Candidate(
                 instances=instances,
                 max_batch_size=batch,
-                preferred_batch_sizes=() if alone else tuple(sorted(set(preferred))),
+                preferred_batch_sizes=() if alone else tuple(sorted({*preferred} - {batch})),
                 max_queue_delay_us=0 if alone else delay,
             )
             found[candidate] = None

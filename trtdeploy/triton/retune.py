@@ -79,7 +79,7 @@ class Deployed:
                 if file.is_file() and file.name not in (CONFIG_FILE, HISTORY_FILE):
                     shutil.copy2(file, folder / file.name)
             write_warmup(folder, self.manifest, options, batched=config.max_batch_size > 0)
-            config.version_policy.Clear()  # the copy has one version
+            config.ClearField("version_policy")  # the copy has one version
             atomic_write(folder / CONFIG_FILE, config_text(config))
             errors = [finding for finding in check_config(config, folder) if finding.severity == "error"]
             if errors:

@@ -55,8 +55,9 @@ def test_the_search_ends_with_a_rate_or_with_exit_code_1(server: TritonServer) -
     assert found.exit_code == 0, found.output
     facts = json.loads(found.stdout)["slo"]
     assert facts["best"]["latency_ms"]["p99"]["value"] <= 1000
-    assert len(facts["tried"]) == 6
-    impossible = load(*common, "--slo-p99-ms", 0.001)
+    assert facts["best"] == facts["confirmations"][-1]
+    assert facts["best"]["requests"] >= 100
+    impossible = load(*common, "--slo-p99-ms", 0.001, "--window", 0.05)
     assert impossible.exit_code == 1
     assert json.loads(impossible.stdout)["slo"]["best"] is None
 

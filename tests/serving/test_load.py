@@ -10,7 +10,7 @@ import pytest
 from trtdeploy.errors import ServerError
 from trtdeploy.load import ClosedLoop, LoadPoint, OpenLoop, WindowOptions, measure, search_rate
 from trtdeploy.load.arrivals import Sample
-from trtdeploy.load.measurement import is_stable
+from trtdeploy.load.measurement import is_stable, keeps_pace
 from trtdeploy.statistics import Interval
 from trtdeploy.validation import ServerTotals
 
@@ -120,16 +120,103 @@ def point_at(rate: float, capacity: float) -> LoadPoint:
         requests=100,
         requests_per_s=min(rate, capacity),
         samples_per_s=rate,
-        latency_ms={"p99": level},
+        latency_ms={"p50": Interval(value=p99 / 6.64, low=0, high=p99), "p99": level},
         mean_ms=p99 / 4.6,
         server_ms=None,
         stable=True,
     )
 
 
-def test_the_highest_rate_that_keeps_the_promise_is_found() -> None:
-    result = search_rate(lambda rate: point_at(rate, 100), p99_ms=100, capacity_per_s=120, steps=8)
+def test_the_highest_rate_that_keeps_the_promise_is_found_and_confirmed_with_more_requests() -> None:
+    asked: list[tuple[float, int]] = []
+
+    def measure_rate(rate: float, requests: int) -> LoadPoint:
+        asked.append((rate, requests))
+        return point_at(rate, 100)
+
+    result = search_rate(measure_rate, p99_ms=100, capacity_per_s=120, steps=8)
     assert result.best is not None
     assert result.best.rate_per_s == pytest.approx(100 - 46.05, abs=120 / 2**7)
-    assert len(result.tried) == 8
-    assert search_rate(lambda rate: point_at(rate, 100), p99_ms=1, capacity_per_s=120).best is None
+    assert {point.rate_per_s for point in result.tried} == {rate for rate, _ in asked}
+    assert asked[-1][0] == result.best.rate_per_s
+    assert asked[-1][1] > 2 * asked[0][1]
+    assert result.confirmations == (result.best,)
+    assert search_rate(lambda rate, _: point_at(rate, 100), p99_ms=1, capacity_per_s=120).best is None
+
+
+def test_one_burst_of_other_work_does_not_mislead_the_search() -> None:
+    spoilt = []
+
+    def measure_rate(rate: float, requests: int) -> LoadPoint:
+        if not spoilt:  # the very first look, at half of the capacity
+            spoilt.append(rate)
+            return point_at(rate, rate + 10)
+        return point_at(rate, 100)
+
+    result = search_rate(measure_rate, p99_ms=100, capacity_per_s=100)
+    assert result.best is not None
+    assert result.best.rate_per_s is not None
+    assert result.best.rate_per_s > 50
+
+
+def test_a_rate_that_the_longer_look_does_not_confirm_gives_way_to_the_next() -> None:
+    def measure_rate(rate: float, requests: int) -> LoadPoint:
+        return point_at(rate, 100 if requests == 100 else 80)
+
+    result = search_rate(measure_rate, p99_ms=200, capacity_per_s=100)
+    first, *_, last = result.confirmations
+    assert first.latency_ms["p99"].value > 200 >= last.latency_ms["p99"].value
+    assert result.best == last
+    never = search_rate(lambda rate, n: point_at(rate, 100 if n == 100 else 1), p99_ms=200, capacity_per_s=100)
+    assert never.best is None
+    assert len(never.confirmations) == 3
+
+
+def test_a_capacity_that_was_underestimated_is_no_limit() -> None:
+    result = search_rate(lambda rate, _: point_at(rate, 100), p99_ms=1000, capacity_per_s=20)
+    assert result.best is not None
+    assert result.best.rate_per_s is not None
+    assert result.best.rate_per_s > 40
+
+
+def test_requests_that_nobody_was_free_to_send_count_with_the_time_that_they_have_waited() -> None:
+    options = WindowOptions(warm_up_s=0, window_s=0.2, max_windows=3)
+    # two senders at 20 ms each: a tenth of what comes due
+    point = measure(lambda number: time.sleep(0.02), OpenLoop(1000, senders=2), options)
+    assert point.offered_per_s == pytest.approx(1000, rel=0.3)
+    assert point.unsent > 0.7 * point.requests
+    assert point.requests == pytest.approx(600, rel=0.3)
+    assert point.latency_ms["p99"].value > 400
+    assert not point.stable
+
+
+def test_windows_of_an_open_loop_differ_by_chance_and_are_stable_all_the_same() -> None:
+    options = WindowOptions(warm_up_s=0, window_s=0.3, max_windows=3)
+    point = measure(lambda number: None, OpenLoop(60, seed=3), options)  # about 18 a window, give or take 4
+    assert point.stable
+    assert point.unsent == 0
+    assert point.offered_per_s == pytest.approx(point.requests / 0.9, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "latencies", "due", "stable"),
+    [
+        ((10, 30, 20), (1, 1, 1), 60, True),
+        ((10, 30, 20), (1, 1, 1), 80, False),  # answers fall behind
+        ((100, 100, 100), (1, 1.05, 1.3), 300, False),  # and so does the latency
+        ((100, 100), (1, 1), 200, False),
+        ((100, 0, 100), (1, 1, 1), 200, False),
+    ],
+)
+def test_an_open_loop_is_stable_when_answers_keep_pace(
+    counts: tuple[int, ...], latencies: tuple[float, ...], due: int, stable: bool
+) -> None:
+    windows = [window(count, latency) for count, latency in zip(counts, latencies, strict=True)]
+    assert keeps_pace(windows, due, 10) is stable
+
+
+def test_windows_of_a_slow_rate_are_longer_but_not_without_limit() -> None:
+    options = WindowOptions(window_s=1)
+    assert options.for_rate(1000, 300).window_s == 1
+    assert options.for_rate(50, 300).window_s == pytest.approx(2)
+    assert options.for_rate(0.1, 300).window_s == 10

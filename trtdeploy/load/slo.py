@@ -39,8 +39,8 @@ class SloResult(BaseModel):
 def search_rate(measure_rate: MeasureRate, *, p99_ms: float, capacity_per_s: float, steps: int = 6) -> SloResult:
     """Bisect the rate between 0 and the capacity of a closed loop, then confirm the answer with more requests.
 
-    Other work on a machine makes a server slower, never faster. So a rate at which the server kept pace, and which only
-    breaks the promise, is measured twice before that counts. Where no rate fails, the closed loop has not found the
+    Other work on a machine makes a server slower, never faster. So a rate that breaks the promise, but at which the
+    server kept pace and answered half of the requests in time, is measured twice before that counts. Where no rate fails, the closed loop has not found the
     capacity, and higher ones are tried. A rate that the longer measurement does not confirm gives way to the next one.
 
     Args:
@@ -55,7 +55,7 @@ def search_rate(measure_rate: MeasureRate, *, p99_ms: float, capacity_per_s: flo
     def holds(rate: float) -> bool:
         point = measure_rate(rate, _LOOKED_AT)
         tried.append(point)
-        if not keeps(point, p99_ms) and keeps_up(point):
+        if not keeps(point, p99_ms) and keeps_up(point) and point.latency_ms["p50"].value <= p99_ms:
             point = measure_rate(rate, _LOOKED_AT)
             tried.append(point)
         if keeps(point, p99_ms):

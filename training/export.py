@@ -19,12 +19,13 @@ from torch import nn
 
 from training.checkpoint import Checkpoint
 from training.predict import predictor
-from training.quantization import quantizers, times_run
+from training.quantization import exported_pairs
 from training.ranges import quantizers_off
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
 from trtdeploy.onnxgraph.qdq import Graph
+from trtdeploy.onnxgraph.qdq_pairs import merge_equal
 from trtdeploy.onnxgraph.ranges_to_qdq import without_qdq
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.runtimes.onnxruntime.direct import direct_runner
@@ -101,10 +102,9 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise UsageError(f"--opset {opset} is not offered; choose from {OPSETS[0]} to {OPSETS[1]}.")
     network = checkpoint.model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    exported = onnx.load_from_string(trace_to_onnx(network, checkpoint.facts.preprocessing.sample_shape, opset=opset))
-    runs = times_run(network)
-    enabled = [quantizer for _, quantizer in quantizers(network) if quantizer.enabled]
-    scales = [quantizer.scale_array for quantizer in enabled for _ in range(runs[quantizer])]
+    shape = checkpoint.facts.preprocessing.sample_shape
+    exported = merge_equal(onnx.load_from_string(trace_to_onnx(network, shape, opset=opset)))
+    scales = [quantizer.scale_array for quantizer in exported_pairs(network, torch.zeros(1, *shape))]
     check_quantization(exported, scales)
     if checkpoint.facts.quantization is not None and checkpoint.facts.quantization.target == "onnxruntime":
         exported = with_unsigned_activations(exported)
@@ -162,12 +162,12 @@ def trace_to_onnx(network: nn.Module, sample_shape: tuple[int, ...], *, opset: i
 def check_quantization(model: onnx.ModelProto, scales: Sequence[NDArray[np.float32]]) -> None:
     """Hold the Q/DQ nodes of a graph against the quantizers and TensorRT's rules for explicit quantization.
 
-    Every quantizer must have become one QuantizeLinear and one DequantizeLinear with its scale, finite and positive
-    ("Scale coefficients must all be positive"); zero-points are INT8 and 0.
+    Every pair must have become one QuantizeLinear and one DequantizeLinear with its scale, finite and positive ("Scale
+    coefficients must all be positive"); zero-points are INT8 and 0.
 
     Args:
         model: The exported graph.
-        scales: Of each quantizer that changes what passes through it, in any order.
+        scales: Of each pair that the graph must have, in any order.
 
     Raises:
         QuantizationError: A rule is broken; the message names the node where there is one.
@@ -177,10 +177,8 @@ def check_quantization(model: onnx.ModelProto, scales: Sequence[NDArray[np.float
         nodes = [node for node in model.graph.node if node.op_type == kind]
         if len(nodes) != len(scales):
             raise QuantizationError(
-                f"The network has {len(scales)} quantizers that are on, but the exported graph has {len(nodes)} {kind} "
-                "nodes.",
-                hint="A layer that the network does not run, or runs twice, or a pass that folds constants makes "
-                "such a difference.",
+                f"The network quantizes {len(scales)} tensors, but the exported graph has {len(nodes)} {kind} nodes.",
+                hint="A pass that folds constants makes such a difference.",
             )
         unmatched = list(scales)
         for node in nodes:

@@ -205,7 +205,7 @@ def computed_scale(model):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (drop_a_pair, "7 quantizers that are on, but the exported graph has 6"),
+        (drop_a_pair, "quantizes 7 tensors, but the exported graph has 6"),
         (zero_a_scale, "not finite, positive"),
         (unsigned_zero_point, "not INT8 and 0"),
         (shifted_zero_point, "not INT8 and 0"),

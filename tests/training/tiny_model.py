@@ -59,3 +59,17 @@ def tiny_schedule(**changes):
         "augmentation": Augmentation(shift_px=1),
     }
     return Schedule(**(values | changes))
+
+
+class DropoutBetweenReaders(nn.Module):
+    """One tensor of which a layer reads what dropout gives, and another layer the tensor itself."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.dropout, self.head = nn.Dropout2d(0.1), nn.Linear(8, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.stem(images))
+        branch = self.first(features) + self.dropout(features)
+        return self.head((self.second(self.dropout(features)) + branch).mean((2, 3)))

@@ -1,6 +1,7 @@
 """Fake quantization of torch networks: quantizers, and where they sit."""
 
-from training.quantization.insertion import quantize, quantized_layers, reserve_ranges, times_run
+from training.quantization.exported_pairs import exported_pairs
+from training.quantization.insertion import quantize, quantized_layers, reserve_ranges
 from training.quantization.layers import QuantizedLayer, largest_per_channel
 from training.quantization.quantizer import (
     INT8_BOUND,
@@ -18,11 +19,11 @@ __all__ = [
     "QuantizedLayer",
     "Quantizer",
     "Toolkit",
+    "exported_pairs",
     "largest_per_channel",
     "make_quantizer",
     "quantize",
     "quantized_layers",
     "quantizers",
     "reserve_ranges",
-    "times_run",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -132,21 +131,6 @@ def reserve_ranges(model: nn.Module) -> None:
             quantizer.set_amax(torch.ones(()))
     for layer in quantized_layers(model):
         layer.weight_quantizer.set_amax(torch.ones(channel_shape(layer)))
-
-
-def times_run(model: nn.Module) -> Counter[Quantizer]:
-    """Count how often each quantizer is run when the network runs once: shared ranges are used in several places."""
-    if not isinstance(model, fx.GraphModule):
-        return Counter(quantizer for _, quantizer in quantizers(model))
-    counts: Counter[Quantizer] = Counter()
-    for node in model.graph.nodes:
-        if node.op == "call_module":
-            for _, quantizer in quantizers(called := model.get_submodule(str(node.target))):
-                outside = isinstance(called, QuantizedLayer) and not called.quantizes_input
-                pooled = not isinstance(called, (Quantizer, QuantizedLayer)) and quantizer in called.children()
-                if not ((outside and quantizer.of_activation) or pooled):
-                    counts[quantizer] += 1
-    return counts
 
 
 def _swap_layers(model: nn.Module, spec: QuantizationSpec) -> None:

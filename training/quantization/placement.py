@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from training.quantization.evaluation import NOTHING_MODULES, tensor_in_evaluation
 from training.quantization.layers import WEIGHTED, is_quantizable
 from trtdeploy.onnxgraph.groups import Groups
 from trtdeploy.onnxgraph.placement import Target
@@ -43,8 +44,7 @@ _POOL_MODULES = (
     nn.AdaptiveAvgPool3d,
 )
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_NOTHING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_COMMUTE_MODULES = (*_NOTHING_MODULES, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten)
+_COMMUTE_MODULES = (*NOTHING_MODULES, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten)
 _COMMUTE = {functional.dropout, functional.max_pool2d, torch.flatten, "flatten"}
 
 
@@ -65,7 +65,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Placement:
-    """The sites, and for each tensor the tensor whose quantizer it uses: concatenated ones share."""
+    """The sites, and for each tensor the tensor whose quantizer it uses: concatenated ones share.
+
+    So do those that are one tensor in evaluation.
+    """
 
     sites: tuple[Wanted, ...]
     representative: dict[fx.Node, fx.Node]
@@ -95,7 +98,7 @@ class Placer:
         sites: list[Wanted] = []
         for node in self._graph.nodes:
             sites += self._of(node)
-        return self._with_concats(sites)
+        return self._grouped(sites)
 
     def _of(self, node: fx.Node) -> list[Wanted]:
         operands = [given for given in node.all_input_nodes if "tensor_meta" in given.meta]
@@ -144,7 +147,7 @@ class Placer:
     def _is_branch(self, node: fx.Node) -> bool:
         """Return whether a tensor is a convolution's, but for batch norm and what does nothing in evaluation."""
         while not self._is_layer(node):
-            if not (self._is(node, {functional.dropout}, (*_NORMS, *_NOTHING_MODULES)) or self._is_switch(node)):
+            if not (self._is(node, {functional.dropout}, (*_NORMS, *NOTHING_MODULES)) or self._is_switch(node)):
                 return False
             if not node.all_input_nodes:
                 return False
@@ -160,7 +163,8 @@ class Placer:
                 return True
         return False
 
-    def _with_concats(self, sites: list[Wanted]) -> Placement:
+    def _grouped(self, sites: list[Wanted]) -> Placement:
+        """Add what concatenations want; one range has what is concatenated, and what is one tensor in evaluation."""
         wanted = {site.tensor for site in sites}
         groups: Groups[fx.Node] = Groups()
         for node in reversed(list(self._graph.nodes)):  # a concatenation of concatenations: the last one decides
@@ -176,6 +180,8 @@ class Placer:
             for result in results:
                 if result in wanted:
                     groups.join(node, result)
+        for tensor in wanted:
+            groups.join(tensor_in_evaluation(tensor, self._modules.__getitem__), tensor)
         return Placement(tuple(sites), {tensor: groups.leader(tensor) for tensor in wanted})
 
     def _commuting_results(self, node: fx.Node) -> Iterable[fx.Node]:

@@ -151,6 +151,21 @@ def depends_on_mode(module: nn.Module) -> bool:
     return len(texts) > 1
 
 
+def graph_in_evaluation(module: nn.Module) -> fx.Graph | None:
+    """Return the graph of a module that tells training from evaluation, in evaluation; None of any other.
+
+    None, too, if it cannot be traced.
+    """
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or "training" not in code.co_names:
+        return None
+    with _mode(module, training=False):
+        try:
+            return _Tracer().trace(module)
+        except Exception:  # somebody else's forward may fail in any way on a proxy
+            return None
+
+
 @contextmanager
 def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     before = [(module, module.training) for module in model.modules()]

@@ -175,6 +175,22 @@ def put_in(model: onnx.ModelProto, sites: dict[Site, Quantizer]) -> onnx.ModelPr
     return model
 
 
+def merge_equal(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a new model in which equal pairs of one tensor are one pair, but where graph outputs need their names."""
+    model = _copy(model)
+    first: dict[tuple[str, bytes, int | None], str] = {}
+    merged: dict[str, str] = {}
+    for pair in pairs(Graph(model.graph)):
+        result = pair.dequantize.output[0]
+        if pair.quantizer is not None and first.setdefault(pair.quantizer.key, result) != result:
+            merged[result] = first[pair.quantizer.key]
+    for node in model.graph.node:
+        for position, read in enumerate(node.input):
+            node.input[position] = merged.get(read, read)
+    remove_unused(model.graph)
+    return model
+
+
 def _quantizer(
     graph: Graph, quantize: onnx.NodeProto | None, dequantize: onnx.NodeProto, tensor: str, constant: Array | None
 ) -> Quantizer | str:

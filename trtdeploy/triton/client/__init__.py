@@ -1,7 +1,8 @@
-"""Clients of a Triton server over HTTP, gRPC and gRPC streams, with our errors and the facts that packaging left."""
+"""Clients of a Triton server over HTTP, gRPC and gRPC streams, blocking or for asyncio, with our errors."""
 
+from trtdeploy.triton.client.asynchronous import AsyncGrpcClient, AsyncHttpClient, AsyncInferenceClient
 from trtdeploy.triton.client.base import InferenceClient
-from trtdeploy.triton.client.connecting import connect
+from trtdeploy.triton.client.connecting import connect, connect_async
 from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.failures import (
     AccessDeniedError,
@@ -17,13 +18,18 @@ from trtdeploy.triton.client.http import HttpClient
 from trtdeploy.triton.client.messages import Reply
 from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits, parse_headers
 from trtdeploy.triton.client.served_model import ServedModel
+from trtdeploy.triton.client.streaming import GrpcStreamClient
 
 __all__ = [
     "AccessDeniedError",
+    "AsyncGrpcClient",
+    "AsyncHttpClient",
+    "AsyncInferenceClient",
     "ConnectionOptions",
     "DeadlineExceededError",
     "Endpoint",
     "GrpcClient",
+    "GrpcStreamClient",
     "HttpClient",
     "InferenceClient",
     "Reply",
@@ -35,5 +41,6 @@ __all__ = [
     "StreamBrokenError",
     "TlsError",
     "connect",
+    "connect_async",
     "parse_headers",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtdeploy.errors import RuntimeUnavailableError, UsageError
+from trtdeploy.triton.client.asynchronous import AsyncGrpcClient, AsyncHttpClient, AsyncInferenceClient
 from trtdeploy.triton.client.base import InferenceClient
 from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.grpc import GrpcClient
@@ -44,6 +45,23 @@ def connect(
     kind = HttpClient if endpoint.protocol == "http" else GrpcStreamClient if stream else GrpcClient
     try:
         return kind(endpoint, options, limits, shared_memory=shared_memory)
+    except ImportError as error:
+        raise _not_installed(endpoint) from error
+
+
+def connect_async(
+    url: str,
+    *,
+    timeout_s: float = 30.0,
+    retries: int = 0,
+    deadline_s: float | None = None,
+    options: ConnectionOptions | None = None,
+) -> AsyncInferenceClient:
+    """Return a client for asyncio; nothing is sent yet. Arguments and errors are those of ``connect``."""
+    endpoint = parse_endpoint(url, options)
+    limits = RequestLimits(timeout_s=timeout_s, retries=retries, deadline_s=deadline_s)
+    try:
+        return (AsyncHttpClient if endpoint.protocol == "http" else AsyncGrpcClient)(endpoint, options, limits)
     except ImportError as error:
         raise _not_installed(endpoint) from error
 

@@ -101,8 +101,8 @@ class Failures:
         hint = "Allow more time, or lower the load."
         if not drops_late:
             hint = (
-                "The server goes on computing it: this model's queue policy ignores the timeouts of requests "
-                "(allow_timeout_override)."
+                "The server goes on with it: this model's queue heeds the timeouts of requests only with "
+                "allow_timeout_override and a default_timeout_microseconds in its queue policy."
             )
         return DeadlineExceededError(
             f"The server at {self._url} gave no answer within the deadline of {self._deadline()}.",

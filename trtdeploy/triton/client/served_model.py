@@ -63,7 +63,9 @@ def read_served_model(name: str, version: str, metadata: dict[str, Any], config:
         steps=tuple(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", [])),
         stateful="sequence_batching" in config,
         decoupled=bool(config.get("model_transaction_policy", {}).get("decoupled", False)),
-        drops_late=bool(policy.get("allow_timeout_override", False)),
+        # without a timeout of its own a queue ignores those of requests
+        drops_late=bool(policy.get("allow_timeout_override"))
+        and int(policy.get("default_timeout_microseconds", 0)) > 0,
         instances=_instances(config) * int(parameters.get(CONTEXTS_KEY, "1")),
     )
 

@@ -8,39 +8,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from scored import SIZE, Scored
 from typer.testing import CliRunner
 
 from trtdeploy.cli.main import app
 from trtdeploy.datasets import Dataset, open_dataset
 from trtdeploy.errors import ServerError
 from trtdeploy.plan import Plan
-from trtdeploy.preprocessing import Preprocessing
-from trtdeploy.tensors import Array, TensorSpec
-from trtdeploy.validation import ServerTotals, Target, ValidationOptions, validate
+from trtdeploy.tensors import Array
+from trtdeploy.validation import ServerTotals, ValidationOptions, validate
 from trtdeploy.validation.invariance import measure_variation
-
-SIZE = Preprocessing.square(32)
-WEIGHTS = np.random.default_rng(0).standard_normal((3 * 32 * 32, 10)).astype(np.float32)
-
-
-class Scored(Target):
-    """A linear classifier whose scores ``spoil`` may change."""
-
-    stage = "served"
-    name = "scored"
-    version = "1"
-    input = TensorSpec(name="input", dtype="float32", shape=(-1, 3, 32, 32))
-    max_batch_size = 8
-    preprocessing = SIZE
-    labels = tuple(str(digit) for digit in range(10))
-
-    def __init__(self, spoil: Callable[[Array], Array] = lambda scores: scores) -> None:
-        self._spoil = spoil
-        self.source = {}
-
-    def scores(self, batch: Array) -> Array:
-        # one by one, so that the linear algebra itself depends on nothing
-        return self._spoil(np.stack([sample.reshape(-1) @ WEIGHTS for sample in batch]))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +59,8 @@ def one_instance_of_two_is_off() -> Callable[[Array], Array]:
 
 
 def test_answers_that_depend_on_nothing_else_do_not_vary(digits: Dataset) -> None:
-    assert measure_variation(Scored(), digits.split("test"), SIZE) == 0
+    variation = measure_variation(Scored(), digits.split("test"), SIZE)
+    assert variation == {"first answer": 0, "other callers": 0, "place in a batch": 0}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +74,21 @@ def test_answers_that_depend_on_something_else_fail_the_gate(spoil: Callable[[Ar
     assert not report.passed
     assert report.variation is not None
     assert report.variation > 5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (first_call_is_off(), "first answer"),
+        (first_row_wins, "place in a batch"),
+        (last_place_is_off, "place in a batch"),
+    ],
+    ids=["cold", "first-row", "last-place"],
+)
+def test_the_cause_is_named(spoil: Callable[[Array], Array], cause: str, digits: Dataset) -> None:
+    variation = measure_variation(Scored(spoil), digits.split("test"), SIZE)
+    assert variation.pop(cause) > 5
+    assert set(variation.values()) == {0}
 
 
 def test_half_a_batch_is_a_server_error(digits: Dataset) -> None:

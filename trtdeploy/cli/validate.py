@@ -69,6 +69,22 @@ def validate(
             help="Largest allowed change of a sample's scores with its place in a batch, in percent of their spread.",
         ),
     ] = None,
+    compare_version: Annotated[
+        list[str] | None,
+        typer.Option("--compare-version", help="Ask this version for the same samples too; may be repeated."),
+    ] = None,
+    min_version_agreement: Annotated[
+        float | None,
+        typer.Option("--min-version-agreement", help="Smallest allowed agreement with each of those, in percent."),
+    ] = None,
+    max_instance_difference: Annotated[
+        float | None,
+        typer.Option(
+            "--max-instance-difference",
+            help="Largest allowed difference of scores between instances that answer one request, in percent of their "
+            "spread; 0 asks for the same bits.",
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", dir_okay=False, help="Write OUT.html, and the same as OUT.json.")
     ] = None,
@@ -104,6 +120,8 @@ def validate(
             prove_drop=prove_drop,
             min_agreement=min_agreement,
             max_variation=max_variation,
+            max_instance_difference=max_instance_difference,
+            min_version_agreement=min_version_agreement,
             batch_size=batch_size,
             concurrency=concurrency,
         )
@@ -113,10 +131,13 @@ def validate(
         recorded = Ledger(ledger) if ledger is not None else None
         with ExitStack() as stack:
             target: Target
+            others: list[Target] = []
             if url is not None and model is not None and plan is None:
-                target = ServedTarget(
-                    stack.enter_context(connect(url, timeout_s=timeout, retries=retries)), model, version
-                )
+                client = stack.enter_context(connect(url, timeout_s=timeout, retries=retries))
+                target = ServedTarget(client, model, version)
+                others += [ServedTarget(client, model, other) for other in compare_version or ()]
+            elif compare_version:
+                raise UsageError("--compare-version asks a server; it needs --url and --model.")
             elif plan is not None and url is None and model is None:
                 engine = stack.enter_context(Engine.load(plan, contexts=concurrency, timeout_s=timeout))
                 target = PlanTarget(engine, plan)
@@ -129,6 +150,7 @@ def validate(
                 dataset,
                 options,
                 ledger=recorded,
+                others=others,
                 progress=bars.labelled("validating"),
             )
             if report is not None:
@@ -192,6 +214,21 @@ def _as_text(report: ValidationReport) -> str:
     lines.append(
         "latency     " + ", ".join(f"{name} {value.value:.2f} ms" for name, value in report.latency_ms.items())
     )
+    if report.variation_by_cause is not None:
+        parts = (f"{cause} {percent:.3g} %" for cause, percent in report.variation_by_cause.items())
+        lines.append(f"variation   {', '.join(parts)} of the scores' spread")
+    if report.instances is not None:
+        found = report.instances
+        lines.append(
+            f"instances   {found.differing} of {found.requests} answers of {found.instances} instances to one request "
+            f"of {found.batch_size} differ, by up to {found.largest:.3g} % of the scores' spread"
+        )
+    for other in report.versions:
+        accuracy = other.difference.difference.format()
+        text = f"version {other.version:3} agreement {other.agreement:.2f} %, accuracy {accuracy} points against it"
+        if other.largest is not None:
+            text += f", scores differ by up to {other.largest:.3g} % of their spread ({other.largest_at})"
+        lines.append(text)
     for gate in report.gates:
         verdict = "passed" if gate.passed else "FAILED"
         lines.append(f"{verdict}      {gate.name} {gate.value:.2f}, limit {gate.limit:g}")

@@ -42,6 +42,7 @@ class ServedTarget(Target):
         self.labels = self._model.labels
         self.source = {"server": client.url, "model": model, "version": self._model.version}
         self.timeout_s = client.timeout_s
+        self.instances = self._model.instances
         self._any_version = not version
         self._answered: Counter[str] = Counter()
         self._lock = threading.Lock()

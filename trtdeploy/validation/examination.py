@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from trtdeploy.statistics import NonInferiority, non_inferiority, percentile
 from trtdeploy.tensors import DYNAMIC
 from trtdeploy.validation.asking import Answers, ask
 from trtdeploy.validation.comparison import Comparison, find_comparison
+from trtdeploy.validation.consistency import Consistency, compare_versions, measure_instances
 from trtdeploy.validation.invariance import measure_variation
 from trtdeploy.validation.options import Gate, ValidationOptions, ValidationReport
 from trtdeploy.validation.target import ServerTimes, Target
@@ -49,10 +51,11 @@ def validate(
     options: ValidationOptions,
     *,
     ledger: Ledger | None = None,
+    others: Sequence[Target] = (),
     progress: Progress | None = None,
 ) -> ValidationReport:
     """Send the test split of a dataset to a target and check what comes back; see ``examine``."""
-    return examine(target, dataset, options, ledger=ledger, progress=progress).report
+    return examine(target, dataset, options, ledger=ledger, others=others, progress=progress).report
 
 
 def examine(
@@ -61,6 +64,7 @@ def examine(
     options: ValidationOptions,
     *,
     ledger: Ledger | None = None,
+    others: Sequence[Target] = (),
     progress: Progress | None = None,
 ) -> Examination:
     """Send the test split of a dataset to a target and check what comes back.
@@ -71,6 +75,7 @@ def examine(
         options: What to check.
         ledger: Where to record the target's stage. Its ``float`` stage is the baseline of the drop, and its ``onnx``
             stage is what answers are compared with, where there is no ``reference``.
+        others: Other versions of it, which are asked for the same samples afterwards.
         progress: Called with (samples done, samples in all).
 
     Returns:
@@ -93,29 +98,38 @@ def examine(
     _check_comparable(options, float_stage="float" in recorded, onnx_stage="onnx" in recorded)
     label_map = map_labels(dataset, target.labels) if target.labels is not None else None
     split = dataset.split("test")
-    _check_interface(target, preprocessing, options.batch_size)
+    for asked in (target, *others):
+        _check_interface(asked, preprocessing, options.batch_size)
+    _check_versions(target, others, options)
     # first of all: the very first answer is a cold one
     variation = (
         measure_variation(target, split, preprocessing, concurrency=options.concurrency)
         if options.max_variation is not None
         else None
     )
+    instances = measure_instances(target, split, preprocessing) if options.max_instance_difference is not None else None
     # alone, before the load: what one caller sees, comparable with the other stages of the ledger
     one = preprocessing.normalise(split.pixels(preprocessing, [0]))
     latency_ms = median_latency_ms(lambda: target.scores(one))
     against = find_comparison(target, options, ledger, split, preprocessing, label_map)
+
+    def answers_of(asked: Target) -> Answers:
+        return ask(
+            asked,
+            split,
+            preprocessing,
+            label_map=map_labels(dataset, asked.labels) if asked.labels is not None else None,
+            batch_size=options.batch_size,
+            concurrency=options.concurrency,
+            progress=progress,
+        )
+
     before, by_version = target.server_totals(), target.answered_by()
-    answers = ask(
-        target,
-        split,
-        preprocessing,
-        label_map=label_map,
-        batch_size=options.batch_size,
-        concurrency=options.concurrency,
-        progress=progress,
-    )
+    answers = answers_of(target)
     after, by_version = target.server_totals(), target.answered_by() - by_version
-    report = _report(target, answers, against, options, variation).model_copy(update={"answered_by": dict(by_version)})
+    versions = tuple(compare_versions(other.version, answers.outputs, answers_of(other).outputs) for other in others)
+    found = Consistency(variation, instances, versions)
+    report = _report(target, answers, against, options, found).model_copy(update={"answered_by": dict(by_version)})
     if ledger is not None:
         ledger.record(
             target.stage,
@@ -181,8 +195,21 @@ def _check_interface(target: Target, preprocessing: Preprocessing, batch_size: i
         raise ShapeError(f"{target.name} takes at most {target.max_batch_size} samples per request, not {batch_size}.")
 
 
+def _check_versions(target: Target, others: Sequence[Target], options: ValidationOptions) -> None:
+    """Refuse a comparison of versions with nothing, or with itself."""
+    if options.min_version_agreement is not None and not others:
+        raise UsageError(
+            "--min-version-agreement needs another version to agree with.", hint="Give --compare-version V."
+        )
+    if target.version in [other.version for other in others]:
+        raise UsageError(
+            f"Version {target.version} of {target.name} would be compared with itself.",
+            hint="Name the version that is validated: --version V.",
+        )
+
+
 def _report(
-    target: Target, answers: Answers, against: Comparison, options: ValidationOptions, variation: float | None
+    target: Target, answers: Answers, against: Comparison, options: ValidationOptions, found: Consistency
 ) -> ValidationReport:
     top1 = answers.outputs.top1
     agreement = answers.outputs.agreement(against.expected) if against.expected is not None else None
@@ -204,9 +231,19 @@ def _report(
                 passed=agreement >= options.min_agreement - _ROUNDING,
             )
         )
+    variation = max(found.variation.values()) if found.variation is not None else None
     if options.max_variation is not None and variation is not None:
         within = variation <= options.max_variation + _ROUNDING
         gates.append(Gate(name="variation", value=variation, limit=options.max_variation, passed=within))
+    if options.max_instance_difference is not None and found.instances is not None:
+        limit, largest = options.max_instance_difference, found.instances.largest
+        within = found.instances.differing == 0 or (limit > 0 and largest <= limit + _ROUNDING)
+        gates.append(Gate(name="instances", value=largest, limit=limit, passed=within))
+    for other in found.versions if options.min_version_agreement is not None else ():
+        limit = options.min_version_agreement or 0.0
+        within = other.agreement >= limit - _ROUNDING
+        name = f"agreement with version {other.version}"
+        gates.append(Gate(name=name, value=other.agreement, limit=limit, passed=within))
     n = len(answers.outputs.ids)
     return ValidationReport(
         name=target.name,
@@ -218,6 +255,9 @@ def _report(
         reference=against.reference,
         agreement=agreement,
         variation=variation,
+        variation_by_cause=found.variation,
+        instances=found.instances,
+        versions=found.versions,
         latency_ms={f"p{q:g}": percentile(answers.latencies_ms.tolist(), q) for q in PERCENTILES},
         throughput_per_s=n / answers.seconds,
         batch_size=options.batch_size,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.statistics import Interval
+from trtdeploy.validation.consistency import InstanceConsistency, VersionComparison
 
 
 class ValidationOptions(BaseModel):
@@ -23,6 +24,9 @@ class ValidationOptions(BaseModel):
         min_agreement: Smallest allowed agreement with the reference, in percent.
         max_variation: Largest allowed change of a sample's scores with its place in a batch, in percent of their
             spread; None leaves the check out.
+        max_instance_difference: Largest allowed difference of a sample's scores between the answers of instances to one
+            request, in percent of their spread; 0 asks for the same bits, None leaves the check out.
+        min_version_agreement: Smallest allowed agreement with each other version that is asked, in percent.
         batch_size: Samples per request.
         concurrency: Requests in flight.
     """
@@ -35,6 +39,8 @@ class ValidationOptions(BaseModel):
     prove_drop: bool = False
     min_agreement: float | None = Field(default=None, ge=0, le=100)
     max_variation: float | None = Field(default=None, ge=0)
+    max_instance_difference: float | None = Field(default=None, ge=0)
+    min_version_agreement: float | None = Field(default=None, ge=0, le=100)
     batch_size: int = Field(default=1, ge=1)
     concurrency: int = Field(default=4, ge=1)
 
@@ -72,6 +78,10 @@ class ValidationReport(BaseModel):
         agreement: Percent of samples with the reference's answer.
         variation: Largest change of one sample's scores between requests that differ in everything else, in percent of
             their spread; None where it was not measured.
+        variation_by_cause: The same for the first answer, for other callers at the same time and for the place in a
+            batch.
+        instances: Whether all instances answer alike; None where it was not measured.
+        versions: The answers against those of other versions.
         latency_ms: Percentiles of the time of one request, with 95% intervals.
         throughput_per_s: Samples per second, preprocessing included.
         batch_size: Samples per request.
@@ -91,6 +101,9 @@ class ValidationReport(BaseModel):
     reference: str | None
     agreement: float | None
     variation: float | None = None
+    variation_by_cause: dict[str, float] | None = None
+    instances: InstanceConsistency | None = None
+    versions: tuple[VersionComparison, ...] = ()
     latency_ms: dict[str, Interval]
     throughput_per_s: float
     batch_size: int

@@ -69,6 +69,7 @@ class Target(ABC):
         labels: Its class names, if it knows.
         source: Where the answers come from, for the ledger.
         timeout_s: How long one request may take at most; None where there is no limit.
+        instances: How many batches it computes at a time: instances, times the contexts of each.
     """
 
     stage: Literal["plan", "served"]
@@ -80,6 +81,7 @@ class Target(ABC):
     labels: tuple[str, ...] | None
     source: dict[str, Any]
     timeout_s: float | None = None
+    instances: int = 1
 
     @abstractmethod
     def scores(self, batch: Array) -> Array:
@@ -108,6 +110,7 @@ class PlanTarget(Target):
         self.max_batch_size = None
         self.preprocessing = manifest.preprocessing
         self.labels = manifest.labels
+        self.instances = engine.contexts
         self.source = {
             "file": Path(path).name,
             "sha256": manifest.plan_sha256,

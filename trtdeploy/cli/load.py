@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtdeploy.cli.connection import SERVER_URL_HELP, ConnectionFlags, TransportFlags, connected
 from trtdeploy.cli.console import Bars, door, finite_seconds, print_json
+from trtdeploy.cli.option_groups import with_option_groups
 from trtdeploy.cli.sweep import LoadCommand
 from trtdeploy.errors import GateError
 
@@ -19,12 +21,14 @@ _CAPACITY_CONCURRENCY = 8
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command(cls=LoadCommand)(load)
+    app.command(cls=LoadCommand)(with_option_groups(load))
 
 
 def load(
-    url: Annotated[str, typer.Option("--url", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server.")],
+    url: Annotated[str, typer.Option("--url", help=SERVER_URL_HELP)],
     model: Annotated[str, typer.Option("--model", help="Model name on the server.")],
+    connection: ConnectionFlags,
+    transport: TransportFlags,
     version: Annotated[str, typer.Option("--version", help="Version (default: the server's choice).")] = "",
     concurrency: Annotated[
         list[int] | None, typer.Option("--concurrency", min=1, max=512, help="Closed loop; may be repeated.")
@@ -67,13 +71,12 @@ def load(
     with door(), Bars() as bars:
         from trtdeploy.load import Arrivals, ClosedLoop, OpenLoop, WindowOptions, measure, search_rate
         from trtdeploy.load.requests import make_requests
-        from trtdeploy.triton.client import connect
         from trtdeploy.triton.served import ServedTarget
 
         options = WindowOptions(
             warm_up_s=warm_up, window_s=window, max_windows=max_windows, stability_percent=stability_percent
         )
-        with connect(url, timeout_s=timeout) as client:
+        with connected(url, connection, transport, timeout_s=timeout) as client:
             target = ServedTarget(client, model, version)
             inputs = make_requests(target, data=data, batch_size=batch_size, seed=seed)
 

@@ -1,10 +1,10 @@
 """EfficientNet-B0 at 224: a bare Engine, the Python-backend model in Triton, and PyTriton, in turn in one run.
 
-Bare Engine: as many threads as contexts ask it for batch 1. Served: `trtdeploy package` and a real tritonserver.
-PyTriton: the same ONNX in an ONNX Runtime session with the same threads and the same dynamic batching. Both servers
-are asked by the same client: perf_analyzer over gRPC where it is given, else tritonclient in a process of its own.
-Every round measures all three; the ratios are medians over the rounds. The weights are random: speed does not depend on
-them.
+Bare Engine: as many threads as contexts ask it for batch 1. Served: `trtdeploy package` with one instance per core and
+a real tritonserver. PyTriton: the same ONNX in as many ONNX Runtime sessions, of one thread each, with the same dynamic
+batching. Both servers are asked by the same client: perf_analyzer where it is given, over gRPC and over gRPC with
+inputs in system shared memory; else tritonclient in a process of its own. Every round measures all; the ratios are
+medians over the rounds. The weights are random: speed does not depend on them.
 
     python -m benchmarks.serving_throughput --perf-analyzer PATH --output benchmarks/results/serving_throughput.json
 """
@@ -36,13 +36,15 @@ from trtdeploy import BuildConfig, Engine, build
 from trtdeploy.files import atomic_write
 from trtdeploy.runtimes.onnxruntime.cpu import processor_name, usable_cores
 from trtdeploy.tensors import ShapeRange
+from trtdeploy.triton.config.options import PackageOptions
 from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.repository import package
 from trtdeploy.triton.server import TritonServer
 
 SIZE = 224
 MAX_BATCH = 8
-CONCURRENCIES = (1, 2, 4)
+CONCURRENCIES = (1, 4, 8, 16)
+SHARED_MEMORY_CONCURRENCIES = (1, 8)
 MODEL = "b0"
 INPUT = "input"
 
@@ -82,10 +84,13 @@ def engine_throughput(plan: Path, contexts: int, seconds: float) -> float:
         return sum(counts) / (time.perf_counter() - start)
 
 
-def served_throughput(address: str, concurrency: int, seconds: float, analyzer: Path | None) -> dict[str, float]:
+def served_throughput(
+    address: str, concurrency: int, seconds: float, analyzer: Path | None, *, shared_memory: bool = False
+) -> dict[str, float]:
     """Return inferences per second and the median latency in milliseconds that a client in another process sees."""
     if analyzer is not None:
-        return _perf_analyzer(address, concurrency, seconds, analyzer)
+        options = ["--shared-memory", "system", "--output-shared-memory-size", "8192"] if shared_memory else []
+        return _perf_analyzer(address, concurrency, seconds, analyzer, options)
     command = [sys.executable, "-m", "benchmarks.serving_throughput", "--client", address]
     done = subprocess.run(
         [*command, "--concurrency", str(concurrency), "--seconds", str(seconds)],
@@ -97,14 +102,16 @@ def served_throughput(address: str, concurrency: int, seconds: float, analyzer: 
     return figures
 
 
-def _perf_analyzer(address: str, concurrency: int, seconds: float, analyzer: Path) -> dict[str, float]:
+def _perf_analyzer(
+    address: str, concurrency: int, seconds: float, analyzer: Path, options: Sequence[str]
+) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         report = Path(name) / "report.csv"
         command = [str(analyzer), "-m", MODEL, "-u", address, "-i", "grpc", "--input-data", "zero", "-f", str(report)]
         command += ["--concurrency-range", str(concurrency), "--percentile", "50", "--max-trials", "10"]
         # three windows, whatever they say: the rounds tell how much the machine's speed varies
         command += ["--measurement-interval", str(round(1000 * seconds / 3)), "--stability-percentage", "999"]
-        done = subprocess.run([*command, "--async"], capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, "--async", *options], capture_output=True, text=True, check=False)
         if not report.is_file() or not report.read_text():
             raise RuntimeError(f"perf_analyzer gave no figures: {done.stdout[-2000:]}{done.stderr[-2000:]}")
         with report.open() as stream:
@@ -140,13 +147,22 @@ def run_client(address: str, concurrency: int, seconds: float) -> dict[str, floa
 
 
 @contextmanager
-def pytriton(onnx: Path, threads: int) -> Iterator[str]:
+def pytriton(onnx: Path, instances: int) -> Iterator[str]:
     """Serve the ONNX file with PyTriton, in a process of its own as its users do; give the gRPC address."""
     with socket.socket() as http, socket.socket() as grpc, socket.socket() as metrics:
         for holder in (http, grpc, metrics):
             holder.bind(("127.0.0.1", 0))
         ports = [str(holder.getsockname()[1]) for holder in (http, grpc, metrics)]
-    command = [sys.executable, "-m", "benchmarks.pytriton_server", str(onnx), MODEL, str(MAX_BATCH), str(threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.pytriton_server",
+        str(onnx),
+        MODEL,
+        str(MAX_BATCH),
+        "1",
+        str(instances),
+    ]
     environment = find_tritonserver().environment  # its stub needs the library of the running interpreter
     process = subprocess.Popen(
         [*command, *ports], env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -185,13 +201,20 @@ def summarise(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def best(entry: dict[str, Any], who: str) -> float:
         return float(max(value if isinstance(value, float) else value["per_s"] for value in entry[who].values()))
 
-    names = ("engine", "trtdeploy", "pytriton")
+    names = [name for name in rounds[0] if isinstance(rounds[0][name], dict)]
+    ways = [name.removeprefix("trtdeploy_") for name in names if name.startswith("trtdeploy_")]
+
+    def ratio(first: str, second: str) -> float:
+        return round(statistics.median(best(entry, first) / best(entry, second) for entry in rounds), 4)
+
     return {
         "best_per_s": {name: round(statistics.median(best(entry, name) for entry in rounds), 2) for name in names},
-        "trtdeploy_to_engine": statistics.median(best(e, "trtdeploy") / best(e, "engine") for e in rounds),
-        "trtdeploy_to_pytriton": statistics.median(best(e, "trtdeploy") / best(e, "pytriton") for e in rounds),
+        "trtdeploy_to_engine": {way: ratio(f"trtdeploy_{way}", "engine") for way in ways},
+        "trtdeploy_to_pytriton": {way: ratio(f"trtdeploy_{way}", f"pytriton_{way}") for way in ways},
         "p50_ms_at_concurrency_1": {
-            name: round(statistics.median(entry[name]["1"]["p50_ms"] for entry in rounds), 3) for name in names[1:]
+            name: round(statistics.median(entry[name]["1"]["p50_ms"] for entry in rounds), 3)
+            for name in names
+            if name != "engine"
         },
     }
 
@@ -217,22 +240,26 @@ def main() -> int:
         shape = (3, SIZE, SIZE)
         profile = ShapeRange(min=(1, *shape), opt=(1, *shape), max=(MAX_BATCH, *shape))
         plan = build(onnx, folder / "b0.plan", BuildConfig(profiles=({INPUT: profile},)))
-        package(plan.path, folder / "models", MODEL)
-        tactic = plan.manifest.tactic
-        threads = tactic.threads if tactic is not None else usable_cores()
+        package(plan.path, folder / "models", MODEL, options=PackageOptions(instances=usable_cores()))
         ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
         server = stack.enter_context(TritonServer(folder / "models", find_tritonserver(), **ports))
-        peer = stack.enter_context(pytriton(onnx, threads))
+        peer = stack.enter_context(pytriton(onnx, usable_cores()))
         rounds: list[dict[str, Any]] = []
         for number in range(arguments.rounds):
             # what else the machine does: ratios of a busy one say little
             load = round(os.getloadavg()[0], 2)
-            entry: dict[str, Any] = {"load_average": load, "engine": {}, "trtdeploy": {}, "pytriton": {}}
-            for count in CONCURRENCIES:
-                if count <= usable_cores():
-                    entry["engine"][str(count)] = engine_throughput(plan.path, count, seconds)
-                for who, address in (("trtdeploy", re.sub("^grpc://", "", server.grpc_url)), ("pytriton", peer)):
-                    entry[who][str(count)] = served_throughput(address, count, seconds, arguments.perf_analyzer)
+            entry: dict[str, Any] = {"load_average": load, "engine": {}}
+            served = (("trtdeploy", re.sub("^grpc://", "", server.grpc_url)), ("pytriton", peer))
+            for contexts in range(1, usable_cores() + 1):
+                entry["engine"][str(contexts)] = engine_throughput(plan.path, contexts, seconds)
+            for way in ("grpc", "shared_memory") if arguments.perf_analyzer else ("grpc",):
+                shared = way == "shared_memory"
+                for count in SHARED_MEMORY_CONCURRENCIES if shared else CONCURRENCIES:
+                    for who, address in served:
+                        figures = served_throughput(
+                            address, count, seconds, arguments.perf_analyzer, shared_memory=shared
+                        )
+                        entry.setdefault(f"{who}_{way}", {})[str(count)] = figures
             rounds.append(entry)
             sys.stderr.write(f"round {number + 1} of {arguments.rounds}: {json.dumps(entry)}\n")
     result = {
@@ -240,7 +267,6 @@ def main() -> int:
         "client": "perf_analyzer" if arguments.perf_analyzer else "tritonclient in a process of its own",
         "processor": processor_name(),
         "cores": usable_cores(),
-        "threads": threads,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("onnxruntime", "nvidia-pytriton", "tritonclient")},
         **summarise(rounds),
@@ -250,7 +276,8 @@ def main() -> int:
     sys.stdout.write(text)
     if arguments.output:
         atomic_write(arguments.output, text)
-    return 0 if result["trtdeploy_to_engine"] >= 0.9 and result["trtdeploy_to_pytriton"] > 1 else 1
+    enough = result["trtdeploy_to_engine"]["grpc"] >= 0.9 and result["trtdeploy_to_pytriton"]["grpc"] > 1
+    return 0 if enough else 1
 
 
 if __name__ == "__main__":

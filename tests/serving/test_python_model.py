@@ -93,9 +93,13 @@ def load(qdq_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     spec.loader.exec_module(module)
     made: list[Any] = []
 
-    def make(contexts: int = 1) -> Any:
+    def make(contexts: int = 1, instances: int = 1) -> Any:
         model = module.TritonPythonModel()
-        config = {"max_batch_size": 64, "parameters": {"trtdeploy.contexts": {"string_value": str(contexts)}}}
+        config = {
+            "max_batch_size": 64,
+            "instance_group": [{"count": instances, "kind": "KIND_CPU"}],
+            "parameters": {"trtdeploy.contexts": {"string_value": str(contexts)}},
+        }
         model.initialize(
             {
                 "model_config": json.dumps(config),
@@ -135,21 +139,21 @@ def runs(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     for name in ("infer", "submit"):
         real = getattr(model.engine, name)
 
-        def counted(inputs: Any, real: Any = real) -> Any:
+        def counted(inputs: Any, real: Any = real, **options: Any) -> Any:
             sizes.append(len(inputs["input"]))
-            return real(inputs)
+            return real(inputs, **options)
 
         monkeypatch.setattr(model.engine, name, counted)
     return sizes
 
 
-@pytest.mark.parametrize("contexts", [1, 3])
-def test_a_batch_is_one_run_and_one_that_no_profile_covers_several(
-    contexts: int, load: Callable[..., Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("contexts", "small"), [(1, [6]), (3, [1, 3, 2])])
+def test_a_batch_is_one_run_on_each_context_and_one_that_no_profile_covers_several(
+    contexts: int, small: list[int], load: Callable[..., Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(contexts)
     sizes = runs(model, monkeypatch)
-    for counts, expected in (((1, 3, 2), [6]), ((20, 20, 4, 32), [20, 24, 32]), ((5,), [5])):
+    for counts, expected in (((1, 3, 2), small), ((20, 20, 4, 32), [20, 24, 32]), ((5,), [5])):
         sizes.clear()
         batches = [images(count, seed) for seed, count in enumerate(counts)]
         answers = responses(model, [Request(batch) for batch in batches])
@@ -159,6 +163,31 @@ def test_a_batch_is_one_run_and_one_that_no_profile_covers_several(
             np.testing.assert_allclose(
                 answer.outputs["logits"], engine.infer({"input": batch})["logits"], rtol=1e-4, atol=1e-4
             )
+
+
+@pytest.mark.parametrize(("contexts", "instances", "expected"), [(1, 1, 8), (1, 2, 4), (2, 2, 2), (3, 9, 1)])
+def test_instances_and_contexts_share_the_threads(
+    contexts: int,
+    instances: int,
+    expected: int,
+    load: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = manifest_path(tmp_path / "engine.plan")
+    manifest = json.loads(file.read_text())
+    manifest["tactic"]["threads"] = 8
+    file.write_text(json.dumps(manifest))
+    given: list[Any] = []
+    original = Engine.load
+
+    def watched(*arguments: Any, **options: Any) -> Engine:
+        given.append(options)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(Engine, "load", watched)
+    load(contexts, instances)
+    assert given[0]["options"].threads == expected
 
 
 @pytest.mark.parametrize("contexts", [1, 3])

@@ -158,10 +158,18 @@ class Engine:
         """
         return self._run(self._check(inputs), self._seconds(timeout_s), on_device=outputs == "device")
 
-    def submit(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> Future[dict[str, Array]]:
-        """Queue one inference and return its future. The inputs are copied: they may be changed at once.
+    def submit(
+        self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT, copy: bool = True
+    ) -> Future[dict[str, Array]]:
+        """Queue one inference and return its future. Waits only while the queue is full.
 
-        Waits only while the queue is full. The future may be cancelled until it starts.
+        The future may be cancelled until it starts.
+
+        Args:
+            inputs: As for ``infer``.
+            timeout_s: How long to wait for a place in the queue and then for a context; None waits for ever.
+            copy: Copy the inputs, so that they may be changed at once. Without, they must stay as they are until the
+                future is done.
 
         Raises:
             InputError: As ``infer``, at once and not in the future.
@@ -174,7 +182,8 @@ class Engine:
         started = self._start_at_once(arrays)
         if started is not None:
             return started
-        return self._dispatch(_copied(arrays), self._queue.acquire(seconds), deadline, seconds)
+        slot = self._queue.acquire(seconds)
+        return self._dispatch(_copied(arrays) if copy else arrays, slot, deadline, seconds)
 
     async def ainfer(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> dict[str, Array]:
         """Run once without blocking the event loop. Raises what ``infer`` raises."""

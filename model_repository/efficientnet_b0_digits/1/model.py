@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trtdeploy import Engine
+from trtdeploy.plan import read_manifest
 from trtdeploy.runtimes.config import LoadOptions
 
 
@@ -19,24 +20,33 @@ class TritonPythonModel:
     """One instance of the model: an engine, run once for all the requests that Triton has batched.
 
     With one context, ``execute`` returns the answers, so that Triton's statistics hold the computing time. With more,
-    it hands a batch to a free context and returns: the next batch forms and starts meanwhile, and every answer is sent
-    when it is there. Triton's statistics then count the handing over only.
+    it hands a batch to a free context and returns: the next batch forms and starts meanwhile. Every answer is sent when
+    it is there, by a thread that computes nothing: sending waits for the server. Triton's statistics then count the
+    handing over only.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the plan that lies beside this file."""
         config = json.loads(args["model_config"])
-        contexts = int(config["parameters"]["trtdeploy.contexts"]["string_value"])
+        self.contexts = contexts = int(config["parameters"]["trtdeploy.contexts"]["string_value"])
         # Triton says which GPU an instance is for; the model has to go there by itself
         device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
         plan = Path(__file__).with_name("engine.plan")
-        self.engine = Engine.load(plan, contexts=contexts, timeout_s=None, options=LoadOptions(device=device))
+        # the instances of a model share the processor, each a process of its own
+        instances = sum(int(group["count"]) for group in config["instance_group"])
+        tactic = read_manifest(plan).tactic
+        threads = max(1, tactic.threads // (instances * contexts)) if tactic else None
+        options = LoadOptions(device=device, threads=threads)
+        self.engine = Engine.load(plan, contexts=contexts, timeout_s=None, options=options)
         self.names = [spec.name for spec in self.engine.inputs]
         self.max_batch_size = int(config["max_batch_size"])
         profiles = [profile.values() for profile in self.engine.manifest.profiles if profile]
         largest = [min(shapes.max[0] for shapes in profile) for profile in profiles]
         self.largest_batch = max(largest) if largest and self.max_batch_size else self.max_batch_size
+        # a processor is no faster with a batch, and several contexts are: they share what has been batched
+        self.sharing = contexts if self.engine.manifest.device.kind == "cpu" else 1
         self.free_contexts = threading.Semaphore(contexts) if contexts > 1 else None
+        self.answering = ThreadPoolExecutor(contexts, thread_name_prefix="answering")
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answer every request; one that fails, or that its client has cancelled, does not take others with it."""
@@ -51,11 +61,13 @@ class TritonPythonModel:
         return [one.response for one in asked] if free is None else None
 
     def parts(self, asked: list["Asked"]) -> Iterator[list["Asked"]]:
-        """Group requests, in their order, into what one run of the engine can take."""
+        """Group requests, in their order, into what one run of the engine can and should take."""
+        share = -(-sum(one.samples for one in asked) // self.sharing)
+        most = min(self.largest_batch, share)
         part: list[Asked] = []
         samples = 0
         for one in asked:
-            if part and samples + one.samples > self.largest_batch:
+            if part and samples + one.samples > most:
                 yield part
                 part, samples = [], 0
             part.append(one)
@@ -72,7 +84,8 @@ class TritonPythonModel:
         """Begin to run requests together; ``done`` is called when they have been answered."""
         part = [one for one in part if not one.is_cancelled()]
         try:
-            future = self.engine.submit(self.joined(part)) if part else None
+            # the arrays of a request stay as they are until it has been answered
+            future = self.engine.submit(self.joined(part), copy=False) if part else None
         except Exception:  # one of them is bad, or they do not join
             self.answer_alone(part)
             future = None
@@ -81,7 +94,7 @@ class TritonPythonModel:
             return
 
         def finish(future: Future[dict[str, Any]]) -> None:
-            self.answer(part, future.result)
+            self.answering.submit(self.answer, part, future.result)
             done()
 
         future.add_done_callback(finish)
@@ -118,7 +131,11 @@ class TritonPythonModel:
             self.answer([one], partial(self.engine.infer, one.arrays))
 
     def finalize(self) -> None:
-        """Release the engine."""
+        """Send what is left to answer, and release the engine."""
+        if self.free_contexts is not None:
+            for _ in range(self.contexts):
+                self.free_contexts.acquire()
+        self.answering.shutdown()
         self.engine.close()
 
 

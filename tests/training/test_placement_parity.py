@@ -15,9 +15,11 @@ from training.models.efficientnet import efficientnet_b0
 from training.quantization import quantize
 from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.building import BuildConfig, build
+from trtdeploy.onnxgraph.dynamic_ranges import parse_calibration_cache
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.placement import wanted_sites
 from trtdeploy.onnxgraph.qdq_pairs import take_out
+from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
 
 SIZE = 32
 NETWORKS = {
@@ -71,3 +73,11 @@ def test_the_tensorrt_rtx_parser_takes_it_in_int8(name, exported, tmp_path):
     onnx.save(exported, source)
     plan = build(source, tmp_path / "model.plan", BuildConfig(runtime="tensorrt-rtx"))
     assert plan.manifest.precision.int8_macs_percent == 100
+
+
+def test_ranges_in_a_calibration_cache_lead_back_to_every_pair(exported):
+    ranges = ranges_of(exported)
+    assert not ranges.weight_scales
+    again = quantize_with_ranges(without_qdq(exported), parse_calibration_cache(ranges.to_calibration_cache()))
+    assert again == canonical_qdq(exported)
+    assert lint(again) == []

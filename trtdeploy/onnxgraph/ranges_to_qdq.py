@@ -2,18 +2,20 @@
 
 TensorRT 11 and TensorRT-RTX take no dynamic ranges: the same scales then stand in the model as Q/DQ. Whether they come
 from a file of ranges or from a model that has Q/DQ already, equal scales make the same model: for every explicit model
-``e`` whose Q/DQ is on the inputs of weighted layers,
+``e`` whose Q/DQ is where ``placement`` wants it,
 
     canonical_qdq(e) == quantize_with_ranges(without_qdq(e), ranges_of(e))
 
 node for node and bit for bit. ``ranges_of`` also has the scales of weights that are not amax / 127, as QAT leaves them;
-JSON keeps them, a calibration cache cannot. What no file of ranges says, and ``canonical_qdq`` keeps, is Q/DQ in front
-of other layers, such as the additions of skip connections.
+JSON keeps them, a calibration cache cannot. What no file of ranges says, and ``canonical_qdq`` keeps, is Q/DQ in other
+places, and its absence where a range is known.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ import onnx
 
 from trtdeploy.errors import ModelError, QuantizationError
 from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND, DynamicRanges
+from trtdeploy.onnxgraph.placement import Wanted, wanted_sites
 from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name, opset_version
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, pairs, put_in, take_out
 from trtdeploy.tensors import Array
@@ -43,12 +46,14 @@ class RangesApplied:
         quantized: Names of the weighted layers that have Q/DQ now.
         left_float: Why a weighted layer has none, by name.
         unknown: Names in the ranges that are no tensor of the model.
+        widened: Tensors around a Concat whose range was smaller than that of another one there: they share the largest.
     """
 
     model: onnx.ModelProto
     quantized: tuple[str, ...]
     left_float: dict[str, str]
     unknown: tuple[str, ...]
+    widened: tuple[str, ...]
 
 
 def quantize_with_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> onnx.ModelProto:
@@ -63,20 +68,27 @@ def quantize_with_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> onnx.
         )
     for name, reason in applied.left_float.items():
         logger.warning("%s stays in float: %s", name, reason)
+    if applied.widened:
+        logger.warning(
+            "What a Concat joins shares one scale, so the ranges of %d tensors are wider now, for example %s",
+            len(applied.widened),
+            ", ".join(applied.widened[:3]),
+        )
     return applied.model
 
 
 def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied:
-    """Put Q/DQ on input and weights of every Conv, ConvTranspose, Gemm and MatMul whose input has a range.
+    """Put Q/DQ where TensorRT wants it and a range is known.
 
-    Only there: a calibration cache has a range for every tensor, and Q/DQ elsewhere breaks TensorRT's fusions ("by
-    default do not quantize their outputs", TensorRT's recommendations for Q/DQ placement). Activations are quantized
-    per tensor with the given scales, weights per output channel with amax / 127 or the given ones, all symmetric INT8.
+    That is input and weights of every Conv, ConvTranspose, Gemm and MatMul, and residual additions, gates, pooling and
+    concatenations as ``wanted_sites`` names them. Only there: a calibration cache has a range for every tensor, and
+    Q/DQ elsewhere breaks TensorRT's fusions ("by default do not quantize their outputs", TensorRT's recommendations for
+    Q/DQ placement). Activations are quantized per tensor with the given scales, weights per output channel with
+    amax / 127 or the given ones, all symmetric INT8. What a Concat joins has one scale, the largest of those given.
 
     Args:
         model: A float model of opset 13 or later; its weights are initializers or Constant nodes.
-        ranges: Scales by name of the ONNX tensor. Ranges of other tensors than the inputs of weighted layers are not
-            used.
+        ranges: Scales by name of the ONNX tensor. Ranges of tensors that want no Q/DQ are not used.
 
     Raises:
         QuantizationError: The model has Q/DQ already or too old an opset; no layer or no name of the ranges matches;
@@ -93,13 +105,19 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
             f"model has {_some(_activations(model))}.",
             hint="Ranges belong to the model that they were found on: export and calibrate the same one.",
         )
-    sites: dict[Site, Quantizer] = {}
+    others = [wanted for wanted in wanted_sites(model) if wanted.reason != "weight"]
+    scales = _sharing(others, ranges.scales)
+    sites = {
+        wanted.site: Quantizer(wanted.tensor, np.asarray(scales[wanted.tensor]))
+        for wanted in others
+        if wanted.reason != "input" and wanted.tensor in scales
+    }
     quantized: list[str] = []
     left_float: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type not in WEIGHTED_OPS or node.domain not in ("", "ai.onnx"):
             continue
-        found = _quantizers(graph, node, ranges)
+        found = _quantizers(graph, node, scales, ranges.weight_scales)
         if isinstance(found, str):
             if found:
                 left_float[node_name(node)] = found
@@ -112,7 +130,8 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
             f"The ranges quantize no layer of the model ({reasons or 'it has no layer with constant weights'}).",
             hint="Give a range for the input of at least one Conv, ConvTranspose, Gemm or MatMul.",
         )
-    return RangesApplied(put_in(model, sites), tuple(quantized), left_float, unknown)
+    widened = tuple(name for name, scale in scales.items() if scale != ranges.scales[name])
+    return RangesApplied(put_in(model, sites), tuple(quantized), left_float, unknown, widened)
 
 
 def ranges_of(model: onnx.ModelProto) -> DynamicRanges:
@@ -204,7 +223,19 @@ def channel_axis(node: onnx.NodeProto, position: int, rank: int) -> int | None:
     return rank - 1 if position == 1 else rank - 2
 
 
-def _quantizers(graph: Graph, node: onnx.NodeProto, ranges: DynamicRanges) -> dict[Site, Quantizer] | str:
+def _sharing(wanted: Iterable[Wanted], scales: Mapping[str, np.float32]) -> dict[str, np.float32]:
+    """Return the scales with the largest of each group for all of the group."""
+    groups: dict[int, set[str]] = defaultdict(set)
+    for each in wanted:
+        if each.group is not None and each.tensor in scales:
+            groups[each.group].add(each.tensor)
+    shared = {name: max(scales[member] for member in group) for group in groups.values() for name in group}
+    return {**scales, **shared}
+
+
+def _quantizers(
+    graph: Graph, node: onnx.NodeProto, scales: Mapping[str, np.float32], weight_scales: Mapping[str, Array]
+) -> dict[Site, Quantizer] | str:
     """Return the quantizers of a layer's input and weights; or why it stays float, "" if it has no constant weights."""
     constant = [graph.constant(name) is not None for name in node.input[:2]]
     if not any(constant):
@@ -215,7 +246,7 @@ def _quantizers(graph: Graph, node: onnx.NodeProto, ranges: DynamicRanges) -> di
     if position == 0 and node.op_type != "MatMul":
         return "its first input is the constant one"
     activation, weight_name = node.input[1 - position], node.input[position]
-    scale = ranges.scales.get(activation)
+    scale = scales.get(activation)
     if scale is None:
         return f"its input {activation!r} has no range"
     weight = graph.constant(weight_name)
@@ -224,7 +255,7 @@ def _quantizers(graph: Graph, node: onnx.NodeProto, ranges: DynamicRanges) -> di
     if not np.isfinite(weight).all():
         raise ModelError(f"The weights {weight_name!r} of {node_name(node)} are not finite.")
     axis = channel_axis(node, position, weight.ndim)
-    of_weight = ranges.weight_scales.get(weight_name, weight_scale(weight, axis))
+    of_weight = weight_scales.get(weight_name, weight_scale(weight, axis))
     if of_weight.ndim and (axis is None or len(of_weight) != weight.shape[axis]):
         raise QuantizationError(
             f"The ranges have {len(of_weight)} scales for the weights {weight_name!r} of {node_name(node)}, whose "

@@ -29,7 +29,7 @@ from training.checkpoint import (
 from training.loop import score
 from training.quantization import QuantizationSpec, Quantizer, quantize
 from training.ranges import fix_ranges, observing_inputs
-from trtdeploy.calibration import AbsHistogram, Method
+from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method
 from trtdeploy.datasets import Dataset, Split
 from trtdeploy.errors import LedgerError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, map_labels
@@ -97,7 +97,8 @@ def calibrate(
         if progress:
             progress(done, images_to_pass)
 
-    histograms, pixels_sha256 = _observe(model, split, chosen, preprocessing, passed)
+    collector = AbsMaximum if method == "max" else AbsHistogram
+    collected, pixels_sha256 = _observe(model, collector, split, chosen, preprocessing, passed)
 
     def dev_score() -> DevMetrics:
         return _score(model, dataset, preprocessing, start.facts.labels)
@@ -105,11 +106,11 @@ def calibrate(
     candidates: tuple[CalibrationCandidate, ...] = ()
     if method == "all":
         candidates = tuple(
-            _try(model, histograms, candidate, value, dev_score) for candidate, value in _tries(percentile)
+            _try(model, collected, candidate, value, dev_score) for candidate, value in _tries(percentile)
         )
         best = max(candidates, key=lambda candidate: (candidate.dev.top1, -candidate.dev.loss))
         method, percentile = best.method, best.percentile or percentile
-    clamped = fix_ranges(model, histograms, method=method, percentile=percentile)
+    clamped = fix_ranges(model, collected, method=method, percentile=percentile)
     dev = best.dev if candidates else dev_score()
     corrected: BiasCorrectionFacts | None = None
     if bias_correction:
@@ -151,22 +152,23 @@ def _draw(available: int, images: int | None, seed: int) -> NDArray[np.int64]:
 
 def _observe(
     model: nn.Module,
+    collector: type[AbsMaximum],
     split: Split,
     chosen: NDArray[np.int64],
     preprocessing: Preprocessing,
     passed: Callable[[int], None],
-) -> tuple[dict[Quantizer, AbsHistogram], str]:
-    """Run the chosen images through the network once; return the histograms and the digest of the pixels."""
+) -> tuple[dict[Quantizer, AbsMaximum], str]:
+    """Run the chosen images through the network once; return what was collected and the digest of the pixels."""
     pixels = hashlib.sha256()
     done = 0
-    with observing_inputs(model) as histograms:
+    with observing_inputs(model, collector) as collected:
         for part in np.array_split(chosen, range(CALIBRATION_BATCH, len(chosen), CALIBRATION_BATCH)):
             decoded = split.pixels(preprocessing, part)
             pixels.update(decoded.tobytes())
             model(_as_input(decoded, preprocessing))
             done += len(part)
             passed(done)
-    return histograms, pixels.hexdigest()
+    return collected, pixels.hexdigest()
 
 
 def _shuffled(split: Split, chosen: NDArray[np.int64], preprocessing: Preprocessing, seed: int) -> Iterator[Tensor]:
@@ -201,12 +203,12 @@ def _tries(percentile: float) -> list[tuple[Method, float | None]]:
 
 def _try(
     model: nn.Module,
-    histograms: Mapping[Quantizer, AbsHistogram],
+    collected: Mapping[Quantizer, AbsMaximum],
     method: Method,
     percentile: float | None,
     dev_score: Callable[[], DevMetrics],
 ) -> CalibrationCandidate:
-    fix_ranges(model, histograms, method=method, percentile=percentile or 100.0)
+    fix_ranges(model, collected, method=method, percentile=percentile or 100.0)
     return CalibrationCandidate(method=method, percentile=percentile, dev=dev_score())
 
 

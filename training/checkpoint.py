@@ -48,7 +48,8 @@ class DatasetFacts(_Facts):
 class TrainingFacts(_Facts):
     """How the weights were last trained. ``best_epoch`` 0 means that training improved on nothing it started from.
 
-    ``ranges`` says what became of the ranges of a quantized network. ``teacher_*`` are those of distillation.
+    ``ranges`` says what became of the ranges of a quantized network, ``starting_ranges`` whether learning began with
+    those of the parent or with some taken anew. ``teacher_*`` are those of distillation.
     """
 
     images: int
@@ -59,6 +60,7 @@ class TrainingFacts(_Facts):
     seed: int
     best_epoch: int
     ranges: Literal["frozen", "learned"] | None = None
+    starting_ranges: Literal["checkpoint", "relative-mse"] | None = None
     teacher_sha256: str | None = None
     teacher_weight: float | None = None
     teacher_temperature: float | None = None

@@ -120,7 +120,7 @@ def train(
     settings_digest: str,
     ranges: LearnedRanges | None = None,
     resume: bool = False,
-    count_start: bool = False,
+    start_dev: DevMetrics | None = None,
     workers: Workers = _ALONE,
     execution: Execution = _ON_CPU,
     observer: Observer | None = None,
@@ -142,7 +142,7 @@ def train(
         settings_digest: Names everything that a resumed run must have in common with the interrupted one.
         ranges: Those of the network that move; none if None.
         resume: Continue from the file beside ``output``.
-        count_start: Let the network as given compete for the best.
+        start_dev: Score on dev of the network as given, which then competes for the best; None if it does not.
         workers: The processes that train together.
         execution: Device and precision.
         observer: Is told how it goes.
@@ -176,9 +176,8 @@ def train(
     resume_path = resume_path_for(output)
     if resume:
         run = _restore(load_resume(resume_path, settings_digest), training)
-    elif count_start:
-        dev = _score_or_fail(training, dataset, preprocessing, epoch=0)
-        run.best = Best(epoch=0, dev=dev, state=_copy(model))
+    elif start_dev is not None:
+        run.best = Best(epoch=0, dev=start_dev, state=_copy(model))
     _, height, width = preprocessing.sample_shape
     share = batches.batch_size // workers.count
 
@@ -195,7 +194,7 @@ def train(
             with workers.watched(kept), threads_for(share * height * width):
                 loss = _one_epoch(training, run)
             training_s = time.perf_counter() - start
-            dev = _score_or_fail(training, dataset, preprocessing, epoch=run.epoch)
+            dev = score_or_fail(model, dataset, preprocessing, objective, epoch=run.epoch)
             if run.best is None or (dev.top1, -dev.loss) > (run.best.dev.top1, -run.best.dev.loss):
                 run.best = Best(epoch=run.epoch, dev=dev, state=_copy(model))
             metrics = {
@@ -315,11 +314,24 @@ def _one_epoch(training: _Training, run: _Run) -> float:
     return float(np.mean(losses))
 
 
-def _score_or_fail(training: _Training, dataset: Dataset, preprocessing: Preprocessing, *, epoch: int) -> DevMetrics:
-    # Every process scores all of dev, which on several machines takes no longer than waiting for one of them.
+def score_or_fail(
+    model: nn.Module, dataset: Dataset, preprocessing: Preprocessing, objective: Objective, *, epoch: int
+) -> DevMetrics:
+    """Score a network on dev after an epoch; 0 is what training starts from.
+
+    Every process scores all of dev, which on several machines takes no longer than waiting for one of them.
+
+    Raises:
+        TrainingError: An answer is not finite.
+    """
     try:
-        return training.objective.score(training.model, dataset.split("dev"), preprocessing)
+        return objective.score(model, dataset.split("dev"), preprocessing)
     except LedgerError as error:
+        if epoch == 0:
+            raise TrainingError(
+                "The answers on dev of the network that training starts from are not finite.",
+                hint="Evaluate the float checkpoint that it was made from.",
+            ) from error
         raise TrainingError(
             f"After epoch {epoch} the network's answers on dev are not finite; no checkpoint is written.",
             hint="Lower --learning-rate.",

@@ -19,6 +19,7 @@ from training.augmentation import Augmentation
 from training.checkpoint import (
     Checkpoint,
     CheckpointFacts,
+    DevMetrics,
     SavedCheckpoint,
     dataset_facts,
     warn_of_other_splits,
@@ -26,11 +27,12 @@ from training.checkpoint import (
 from training.distillation import Distillation, DistillationSettings, check_teacher
 from training.distributed import Workers
 from training.fit import settings_digest
-from training.loop import Observer, finish, train
+from training.loop import Observer, finish, score_or_fail, train
 from training.objective import LabelObjective, Objective
 from training.optimization import Execution
 from training.quantization.range_learning import LearnedRanges
 from training.schedule import Schedule
+from training.starting_ranges import choose_ranges
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import map_labels
@@ -135,18 +137,30 @@ def qat(
         }
         network = teacher.model.to(execution.device)
         objective = Distillation(network, distillation, label_map, label_smoothing=schedule.label_smoothing)
+    digest = settings_digest("qat", schedule, facts, amp=execution.amp, workers=workers.count, **extra)
+    model = start.model.to(execution.device)
+
+    def score() -> DevMetrics:
+        return score_or_fail(model, dataset, facts.preprocessing, objective, epoch=0)
+
+    if ranges == "learned":
+        images_to_watch = dataset.split("calibration")
+        starting, start_dev = choose_ranges(model, images_to_watch, facts.preprocessing, score, workers)
+        extra["starting_ranges"] = starting
+    else:
+        start_dev = score()
     trained = train(
-        start.model,
+        model,
         dataset,
         facts.preprocessing,
         schedule,
         objective=objective,
         label_map=label_map,
         output=output,
-        settings_digest=settings_digest("qat", schedule, facts, amp=execution.amp, workers=workers.count, **extra),
-        ranges=LearnedRanges(start.model.to(execution.device)) if ranges == "learned" else None,
+        settings_digest=digest,
+        ranges=LearnedRanges(model) if ranges == "learned" else None,
         resume=resume,
-        count_start=True,
+        start_dev=start_dev,
         workers=workers,
         execution=execution,
         observer=observer,

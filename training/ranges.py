@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from training.quantization import SMALLEST_AMAX, Quantizer, largest_per_channel, quantized_layers, quantizers
-from trtdeploy.calibration import AbsHistogram, Method, amax_of
+from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method, amax_of
 from trtdeploy.errors import QuantizationError
+
+Collector = TypeVar("Collector", bound=AbsMaximum)
 
 
 @contextmanager
@@ -33,25 +35,32 @@ def quantizers_off(model: nn.Module, *, weights: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def observing_inputs(model: nn.Module) -> Iterator[dict[Quantizer, AbsHistogram]]:
-    """Run the network in float while every quantizer of an activation counts what passes.
+def observing_inputs(
+    model: nn.Module,
+    collector: type[Collector] = AbsHistogram,  # type: ignore[assignment]
+) -> Iterator[dict[Quantizer, Collector]]:
+    """Run the network in float while what passes the quantizers of activations is collected.
 
-    A quantizer that several readers share, such as that of concatenated tensors, has one histogram of all it sees.
+    A quantizer that several readers share, such as that of concatenated tensors, has one collector of all it sees.
+
+    Args:
+        model: A quantized network.
+        collector: ``AbsMaximum`` is faster, and enough for the method ``max``.
 
     Yields:
-        A histogram for each quantizer of an activation; they fill while the network runs inside the context.
+        A collector for each quantizer of an activation; they fill while the network runs inside the context.
 
     Raises:
         QuantizationError: While it runs: a value is not finite; the message names the tensor.
     """
-    histograms = {quantizer: AbsHistogram() for _, quantizer in quantizers(model) if quantizer.of_activation}
+    collectors = {quantizer: collector() for _, quantizer in quantizers(model) if quantizer.of_activation}
     hooks = [
-        quantizer.register_forward_pre_hook(_counting(quantizer.label, histogram))
-        for quantizer, histogram in histograms.items()
+        quantizer.register_forward_pre_hook(_adding_to(values, quantizer.label))
+        for quantizer, values in collectors.items()
     ]
     try:
         with quantizers_off(model), torch.no_grad():
-            yield histograms
+            yield collectors
     finally:
         for hook in hooks:
             hook.remove()
@@ -59,7 +68,7 @@ def observing_inputs(model: nn.Module) -> Iterator[dict[Quantizer, AbsHistogram]
 
 def fix_ranges(
     model: nn.Module,
-    histograms: Mapping[Quantizer, AbsHistogram],
+    collected: Mapping[Quantizer, AbsMaximum],
     *,
     method: Method = "max",
     percentile: float = 99.99,
@@ -68,7 +77,7 @@ def fix_ranges(
 
     Args:
         model: A quantized network.
-        histograms: What ``observing_inputs`` yielded, after the network ran.
+        collected: What ``observing_inputs`` yielded, after the network ran.
         method: See ``trtdeploy.calibration.amax_of``.
         percentile: Of the method of that name.
 
@@ -79,13 +88,13 @@ def fix_ranges(
         QuantizationError: A layer never ran, or a range is not finite.
     """
     found = []
-    for quantizer, histogram in histograms.items():
-        if not histogram.n:
+    for quantizer, values in collected.items():
+        if not values.n:
             raise QuantizationError(
                 f"{quantizer.label} was never computed during calibration, so it has no range.",
                 hint="Remove layers that the network does not run from the model.",
             )
-        found.append((quantizer, torch.tensor(amax_of(histogram, method, percentile=percentile))))
+        found.append((quantizer, torch.tensor(amax_of(values, method, percentile=percentile))))
     found += [(layer.weight_quantizer, largest_per_channel(layer)) for layer in quantized_layers(model)]
     clamped = 0
     for quantizer, amax in found:
@@ -96,12 +105,12 @@ def fix_ranges(
     return clamped
 
 
-def _counting(label: str, histogram: AbsHistogram) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _adding_to(values: AbsMaximum, label: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         try:
             # In any layout: numpy walks a channels-last tensor in the order of its memory, without a copy.
-            histogram.add(inputs[0].detach().float().cpu().numpy())
+            values.add(inputs[0].detach().float().cpu().numpy())
         except QuantizationError as error:
             raise QuantizationError(f"Calibration of {label}: {error.message}", hint=error.hint) from error
 
-    return count
+    return add

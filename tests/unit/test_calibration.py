@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
+from trtdeploy.calibration import METHODS, AbsHistogram, AbsMaximum, amax_of
 from trtdeploy.calibration.entropy import entropy_bin
 from trtdeploy.calibration.squared_error import candidates_of, squared_errors
 from trtdeploy.errors import QuantizationError
@@ -36,12 +36,24 @@ def test_counts_go_beyond_what_float32_can_count() -> None:
     assert histogram.counts.max() == (1 << 25) + 3
 
 
+@pytest.mark.parametrize("kind", [AbsHistogram, AbsMaximum])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused_and_nothing_is_counted(bad: float) -> None:
-    histogram = collected(np.ones(2, np.float32))
+def test_values_that_are_not_finite_are_refused_and_nothing_is_counted(bad: float, kind: type[AbsMaximum]) -> None:
+    values = kind()
+    values.add(np.ones(2, np.float32))
     with pytest.raises(QuantizationError, match="1 of 2 values"):
-        histogram.add(np.array([1, bad], np.float32))
-    assert histogram.n == 2
+        values.add(np.array([1, bad], np.float32))
+    assert (values.n, values.largest) == (2, 1)
+
+
+def test_the_largest_value_alone_gives_the_same_range_and_nothing_else() -> None:
+    parts = [RNG.normal(size=(3, 4, 5)).astype(np.float32) for _ in range(3)]
+    maximum = AbsMaximum()
+    for part in parts:
+        maximum.add(part)
+    assert amax_of(maximum, "max") == amax_of(collected(*parts), "max") == max(np.abs(part).max() for part in parts)
+    with pytest.raises(QuantizationError, match="'entropy' needs a histogram"):
+        amax_of(maximum, "entropy")
 
 
 def test_an_empty_histogram_has_no_range() -> None:

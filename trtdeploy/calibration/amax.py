@@ -10,6 +10,7 @@ import numpy as np
 
 from trtdeploy.calibration.entropy import entropy_bin
 from trtdeploy.calibration.histogram import AbsHistogram
+from trtdeploy.calibration.maximum import AbsMaximum
 from trtdeploy.calibration.squared_error import squared_error_bin
 from trtdeploy.errors import QuantizationError
 
@@ -19,7 +20,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 _ENTROPY_BINS = 4096
 
 
-def amax_of(histogram: AbsHistogram, method: Method, *, percentile: float = 99.99) -> float:
+def amax_of(values: AbsMaximum, method: Method, *, percentile: float = 99.99) -> float:
     """Return the range of a tensor: values are clipped to [-amax, amax], and ``scale = amax / 127``.
 
     - ``max``: the largest |x|.
@@ -36,7 +37,7 @@ def amax_of(histogram: AbsHistogram, method: Method, *, percentile: float = 99.9
     No range is larger than the largest |x|.
 
     Args:
-        histogram: Of all values of the tensor.
+        values: What was kept of all values of the tensor: an ``AbsHistogram``, or an ``AbsMaximum`` for ``max``.
         method: One of ``METHODS``.
         percentile: Of the method of that name, in percent.
 
@@ -44,30 +45,33 @@ def amax_of(histogram: AbsHistogram, method: Method, *, percentile: float = 99.9
         The range; 0 where all values are 0.
 
     Raises:
-        QuantizationError: The histogram is empty, the method is unknown, or the percentile is not in (0, 100].
+        QuantizationError: There were no values, the method is unknown or needs a histogram, or the percentile is not in
+            (0, 100].
     """
     if method not in METHODS:
         raise QuantizationError(f"{method!r} is no calibration method; the methods are {', '.join(METHODS)}.")
-    if not histogram.n:
+    if not values.n:
         raise QuantizationError(
             "There are no values to find a range from.",
             hint="Calibrate with at least one image that reaches the tensor.",
         )
-    if method == "max" or histogram.largest == 0:
-        return histogram.largest
+    if method == "max" or values.largest == 0:
+        return values.largest
+    if not isinstance(values, AbsHistogram):
+        raise QuantizationError(f"Only the largest value was kept, and {method!r} needs a histogram.")
     if method == "percentile":
-        amax = _percentile_edge(histogram, percentile)
+        amax = _percentile_edge(values, percentile)
     elif method == "mse":
-        counts, width = histogram.coarse(histogram.counts.size)
+        counts, width = values.coarse(values.counts.size)
         amax = squared_error_bin(counts) * width
     elif method == "relative-mse":
-        used = int(histogram.largest / histogram.width) + 1
-        amax = squared_error_bin(histogram.relative[:used]) * histogram.width
+        used = int(values.largest / values.width) + 1
+        amax = squared_error_bin(values.relative[:used]) * values.width
     else:
-        counts, width = histogram.coarse(_ENTROPY_BINS)
+        counts, width = values.coarse(_ENTROPY_BINS)
         edge = entropy_bin(counts)
-        amax = edge * width if 2 * int(counts[:edge].sum()) >= histogram.n else histogram.largest
-    return min(amax, histogram.largest)
+        amax = edge * width if 2 * int(counts[:edge].sum()) >= values.n else values.largest
+    return min(amax, values.largest)
 
 
 def _percentile_edge(histogram: AbsHistogram, percentile: float) -> float:

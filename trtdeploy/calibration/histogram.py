@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtdeploy.errors import QuantizationError
-from trtdeploy.tensors import Array
+from trtdeploy.calibration.maximum import AbsMaximum
 
 BINS = 16384
 _SMALLEST_WIDTH = 2.0**-149
@@ -16,7 +15,7 @@ _BLOCK = 1 << 17
 _LARGEST_FACTOR_EXPONENT = 126
 
 
-class AbsHistogram:
+class AbsHistogram(AbsMaximum):
     """Counts of |x| in equal bins whose width is a power of two.
 
     Bin ``i`` holds ``i * width <= |x| < (i + 1) * width``. A power of two makes the division of a float32 by the width
@@ -29,42 +28,13 @@ class AbsHistogram:
         width: Width of a bin.
         relative: float64, shape (BINS,): each value counts as one over the sum of squares of its sample, so that every
             sample weighs the same whatever its size and its scale. A sample is a row of the first axis.
-        n: Number of values.
-        largest: The largest |x|; 0 as long as there is none.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
         self.relative: NDArray[np.float64] = np.zeros(BINS, np.float64)
         self.width = _SMALLEST_WIDTH
-        self.n = 0
-        self.largest = 0.0
-
-    def add(self, values: Array) -> None:
-        """Count the values of an array of any shape, taken as float32.
-
-        Raises:
-            QuantizationError: A value is not finite; nothing of the array is counted then.
-        """
-        if not values.size:
-            return
-        with np.errstate(over="ignore"):
-            values = np.asarray(values, np.float32)
-        largest = max(float(values.max()), -float(values.min()))
-        if not np.isfinite(largest) or np.isnan(values.min()):
-            broken = int(np.count_nonzero(~np.isfinite(values)))
-            raise QuantizationError(
-                f"{broken} of {values.size} values are not finite (NaN, infinity, or beyond float32); no range can be "
-                "found from them.",
-                hint="Evaluate the float model on these inputs first.",
-            )
-        self._widen(largest)
-        samples = values if values.ndim > 1 else [values]
-        scratch = np.empty(min(samples[0].size, _BLOCK), np.float32), np.empty(min(samples[0].size, _BLOCK), np.intp)
-        for sample in samples:
-            self._add_sample(sample.ravel(order="K"), *scratch)
-        self.n += values.size
-        self.largest = max(self.largest, largest)
 
     def coarse(self, bins: int) -> tuple[NDArray[np.int64], float]:
         """Return counts and width of the bins up to the largest value, added up in pairs until at most ``bins``."""
@@ -73,6 +43,13 @@ class AbsHistogram:
         while counts.size > bins:
             counts, width = _in_pairs(counts), 2 * width
         return counts, width
+
+    def _count(self, values: NDArray[np.float32], largest: float) -> None:
+        self._widen(largest)
+        samples = values if values.ndim > 1 else [values]
+        scratch = np.empty(min(samples[0].size, _BLOCK), np.float32), np.empty(min(samples[0].size, _BLOCK), np.intp)
+        for sample in samples:
+            self._add_sample(sample.ravel(order="K"), *scratch)
 
     def _add_sample(self, sample: NDArray[np.float32], scaled: NDArray[np.float32], indices: NDArray[np.intp]) -> None:
         exponent = -round(np.log2(self.width))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from typer.testing import CliRunner
 from trtdeploy.cli.main import app
 from trtdeploy.datasets import Dataset, open_dataset
 from trtdeploy.engine import Engine
-from trtdeploy.errors import UsageError
+from trtdeploy.errors import RuntimeUnavailableError, UsageError
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Plan, manifest_path
 from trtdeploy.report import Report, compose, render, write_report
 from trtdeploy.report.charts import latency_chart, stage_chart
+from trtdeploy.report.confusion import LEVELS, MOST_CLASSES, confusion
 from trtdeploy.report.content import Histogram, StageRow
+from trtdeploy.report.page import check_path
 from trtdeploy.statistics import Interval
-from trtdeploy.validation import Examination, PlanTarget, ValidationOptions, examine
+from trtdeploy.validation import Examination, Gate, PlanTarget, ValidationOptions, examine
 
 pytest.importorskip("jinja2")
 
@@ -147,7 +150,90 @@ def test_the_charts_keep_within_their_frames() -> None:
     assert chart.points[1].y > chart.points[2].y > chart.points[0].y
     one = stage_chart(rows[2:])
     assert 0 < one.points[0].y < one.bottom
-    histogram = Histogram(edges_ms=(1, 2, 3, 50), counts=(5, 0, 1))
-    bars = latency_chart(histogram, {"p50": 1.5, "p99": 50})
+    histogram = Histogram(edges_ms=(1, 2, 4, 50), counts=(5, 0, 1))
+    bars = latency_chart(histogram, {"p50": 2, "p99": 50})
     assert [bar.height > 0 for bar in bars.bars] == [True, False, True]
     assert all(0 <= mark.at <= bars.width for mark in bars.marks)
+    assert bars.marks[0].at == pytest.approx(bars.bars[1].x - 0.5)  # where the first bin ends
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.01, 90), (1, 9), (5.0, 5.2), (0.3, 0.9), (900, 4000), (1e-6, 1e-5)])
+def test_the_axis_of_latency_has_a_few_round_values(low: float, high: float) -> None:
+    edges = tuple(np.geomspace(low, high, 41).tolist())
+    ticks = latency_chart(Histogram(edges_ms=edges, counts=(1,) * 40), {}).ticks
+    assert 2 <= len(ticks) <= 8
+    assert all(low * 0.999 <= float(tick.text) <= high * 1.001 for tick in ticks)
+    assert [tick.at for tick in ticks] == sorted(tick.at for tick in ticks)
+
+
+def with_confusion(report: Report, counts: np.ndarray) -> Report:
+    classes = tuple(f"class {index}" for index in range(len(counts)))
+    return report.model_copy(update={"classes": classes, "confusion": tuple(tuple(map(int, row)) for row in counts)})
+
+
+def test_of_very_many_classes_the_ones_with_mistakes_are_in_the_matrix(report: Report) -> None:
+    counts = np.diag(np.full(500, 7))
+    counts[400, 20], counts[30, 499], counts[8, 9] = 3, 5, 1
+    shown = confusion(with_confusion(report, counts))
+    assert len(shown.rows) == len(shown.classes) == MOST_CLASSES
+    assert shown.left_out == 400
+    assert {f"class {index}" for index in (400, 20, 30, 499, 8, 9)} <= set(shown.classes)
+    for place, row in enumerate(shown.rows):
+        assert row.label == shown.classes[place]
+        assert row.cells[row.diagonal] == (7, LEVELS)
+    found = {
+        (row.label, shown.classes[i]): n for row in shown.rows for i, (n, _) in enumerate(row.cells) if n != 7 and n
+    }
+    assert found == {("class 400", "class 20"): 3, ("class 30", "class 499"): 5, ("class 8", "class 9"): 1}
+    assert [(item.label, item.answer, item.count, item.of) for item in shown.mistakes] == [
+        ("class 30", "class 499", 5, 12),
+        ("class 400", "class 20", 3, 10),
+        ("class 8", "class 9", 1, 8),
+    ]
+
+
+def test_a_few_mistakes_are_not_pale_beside_many_right_answers(report: Report) -> None:
+    counts = np.diag(np.full(3, 10_000))
+    counts[0, 1], counts[2, 1] = 4, 1
+    shown = confusion(with_confusion(report, counts))
+    assert [row.cells[1][1] for row in shown.rows] == [LEVELS, LEVELS, LEVELS // 2]
+    assert shown.mistakes == ()  # the matrix of three says it
+
+
+def test_a_perfect_model_has_no_mistake(report: Report) -> None:
+    page = render(with_confusion(report, np.diag(np.full(40, 3))))
+    assert "No mistake: every sample of the 40 classes" in page
+    assert "Most frequent mistakes" not in page
+
+
+def test_a_gate_that_fails_by_little_shows_by_how_much(report: Report) -> None:
+    gates = (
+        Gate(name="agreement", value=99.98999, limit=99.99, passed=False),
+        Gate(name="top-1 drop", value=0.25125, limit=0.5, passed=True),
+    )
+    page = render(report.model_copy(update={"validation": report.validation.model_copy(update={"gates": gates})}))
+    assert '<td class="n">99.98999</td>' in page
+    assert '<td class="n">0.2512</td>' in page
+
+
+def test_the_facts_of_a_report_replace_nothing_else(report: Report, tmp_path: Path, qdq_plan: Plan) -> None:
+    ledger = tmp_path / "r.json"
+    common = ["validate", "--data", "digits", "--plan", str(qdq_plan.path), "--ledger", str(ledger)]
+    done = CliRunner().invoke(app, [*common, "--report", str(tmp_path / "r.html")])
+    assert done.exit_code == 2
+    assert "r.json, which is something else" in done.stderr
+    assert not ledger.exists()
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match="something else"):
+        write_report(report, tmp_path / "manifest.html")
+    assert (tmp_path / "manifest.json").read_text() == "{}"
+    for _ in range(2):  # a report may replace a report
+        write_report(report, tmp_path / "again.html")
+
+
+def test_a_report_that_cannot_be_rendered_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(RuntimeUnavailableError, match="jinja2"):
+        check_path(tmp_path / "out.html")

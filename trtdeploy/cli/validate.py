@@ -126,7 +126,7 @@ def validate(
             concurrency=concurrency,
         )
         if report is not None:
-            check_path(report)
+            check_path(report, ledger=ledger)
         facts = _read_manifest(manifest) if manifest is not None else None
         recorded = Ledger(ledger) if ledger is not None else None
         with ExitStack() as stack:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from trtdeploy.report.content import Histogram, StageRow
 
+_WIDTH = 480.0
+_WIDE, _VERY_WIDE = 8, 300
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -18,12 +21,13 @@ class Tick:
 
 @dataclass(frozen=True)
 class StagePoint:
-    """One stage: its column, and where its value and the ends of its interval are."""
+    """One stage: its column, where its value and the ends of its interval are, and whether a loss is shown there."""
 
     x: float
     y: float
     y_low: float
     y_high: float
+    lost: bool
     row: StageRow
 
 
@@ -64,7 +68,7 @@ class LatencyChart:
 
 def stage_chart(rows: tuple[StageRow, ...]) -> StageChart:
     """Lay out the ledger's stages."""
-    width, height, left, top, bottom = 640.0, 260.0, 46.0, 28.0, 216.0
+    width, height, left, top, bottom = _WIDTH, 250.0, 54.0, 44.0, 208.0
     low = min(row.top1.low for row in rows)
     high = max(row.top1.high for row in rows)
     step = _step(max(high - low, 0.5) / 4)
@@ -75,7 +79,9 @@ def stage_chart(rows: tuple[StageRow, ...]) -> StageChart:
 
     column = (width - left - 10) / len(rows)
     points = tuple(
-        StagePoint(left + column * (index + 0.5), y(row.top1.value), y(row.top1.low), y(row.top1.high), row)
+        StagePoint(
+            left + column * (index + 0.5), y(row.top1.value), y(row.top1.low), y(row.top1.high), row.loss_shown, row
+        )
         for index, row in enumerate(rows)
     )
     count = round((last - first) / step)
@@ -84,32 +90,42 @@ def stage_chart(rows: tuple[StageRow, ...]) -> StageChart:
 
 
 def latency_chart(histogram: Histogram, percentiles: dict[str, float]) -> LatencyChart:
-    """Lay out the histogram; its last bin holds the tail and is drawn as wide as the others."""
-    width, height, top, bottom = 640.0, 220.0, 34.0, 186.0
+    """Lay out the histogram on a logarithmic axis, whose bins are equally wide; the last one holds the tail."""
+    width, height, top, bottom = _WIDTH, 210.0, 34.0, 178.0
     edges, counts = histogram.edges_ms, histogram.counts
-    bin_ms = edges[1] - edges[0]
-    end_ms = edges[0] + bin_ms * len(counts)
+    ratio = edges[1] / edges[0]
+    end_ms = edges[0] * ratio ** len(counts)
     column = (width - 20) / len(counts)
 
     def x(milliseconds: float) -> float:
-        return 10 + (min(milliseconds, end_ms) - edges[0]) / (end_ms - edges[0]) * (width - 20)
+        place = math.log(min(milliseconds, end_ms) / edges[0]) / math.log(end_ms / edges[0])
+        return 10 + place * (width - 20)
 
     bars = []
     for index, count in enumerate(counts):
         size = count / max(counts) * (bottom - top)
         text = f"{edges[index]:.2f} to {edges[index + 1]:.2f} ms: {count} requests"
         bars.append(Bar(10 + column * index + 0.5, bottom - size, column - 1, size, text))
-    step = _step((end_ms - edges[0]) / 5)
-    first = math.ceil(edges[0] / step)
-    values = [number * step for number in range(first, math.floor(end_ms / step) + 1)]
     return LatencyChart(
         width,
         height,
         bottom,
         tuple(bars),
-        tuple(Tick(x(value), f"{value:g}") for value in values),
+        tuple(Tick(x(value), f"{value:g}") for value in _round_values(edges[0], end_ms)),
         tuple(Tick(x(value), name) for name, value in percentiles.items()),
     )
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Return round values between two: 1, 2, 5 times powers of ten where the range is wide, else even steps."""
+    if high / low >= _WIDE:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        factors = (1, 2, 5) if high / low < _VERY_WIDE else (1,)
+        values = [factor * 10.0**power for power in powers for factor in factors]
+    else:
+        step = _step((high - low) / 4)
+        values = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [value for value in values if low <= value <= high]
 
 
 def _step(rough: float) -> float:

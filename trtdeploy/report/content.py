@@ -15,7 +15,7 @@ from trtdeploy.datasets.dataset import Dataset
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Manifest, PrecisionFacts
 from trtdeploy.report.disagreements import Disagreement, worst_disagreements
-from trtdeploy.statistics import Interval
+from trtdeploy.statistics import Interval, PairedDifference
 from trtdeploy.validation import Examination, Target, ValidationReport
 
 _BINS = 40
@@ -26,14 +26,20 @@ class _Part(BaseModel):
 
 
 class StageRow(_Part):
-    """One stage of the ledger."""
+    """One stage of the ledger; ``change`` is its paired difference of accuracies to the stage before."""
 
     stage: str
     n: int
     top1: Interval
     agreement: float | None
+    change: PairedDifference | None = None
     latency_ms: float | None
     recorded_at: str
+
+    @property
+    def loss_shown(self) -> bool:
+        """Whether the interval of the change lies below 0."""
+        return self.change is not None and self.change.difference.high < 0
 
 
 class Histogram(_Part):
@@ -123,6 +129,7 @@ def compose(
                 n=record.n,
                 top1=record.top1,
                 agreement=record.agreement,
+                change=record.against_previous,
                 latency_ms=record.latency_ms,
                 recorded_at=record.recorded_at,
             )
@@ -140,11 +147,14 @@ def compose(
 
 
 def _histogram(examination: Examination) -> Histogram:
-    """Bin up to the 99th percentile evenly; the last bin takes the tail, so that one outlier flattens nothing."""
+    """Bin up to the 99th percentile, every bin wider than the one before by the same ratio; the last takes the tail.
+
+    A latency's tail is many times its median: with even bins, one bar would hold nearly all requests.
+    """
     latencies = examination.answers.latencies_ms
-    low, high = float(latencies.min()), float(np.percentile(latencies, 99))
-    edges = np.linspace(low, max(high, low * 1.001 + 1e-6), _BINS + 1)
-    counts, _ = np.histogram(np.minimum(latencies, edges[-1]), edges)
+    low, high = max(float(latencies.min()), 1e-6), float(np.percentile(latencies, 99))
+    edges = np.geomspace(low, max(high, low * 1.001 + 1e-6), _BINS + 1)
+    counts, _ = np.histogram(np.clip(latencies, edges[0], edges[-1]), edges)
     edges[-1] = max(edges[-1], float(latencies.max()))
     return Histogram(edges_ms=tuple(map(float, edges)), counts=tuple(map(int, counts)))
 

@@ -48,3 +48,15 @@ if (zoom) {
   document.getElementById("next").addEventListener("click", () => step(1));
   document.getElementById("close").addEventListener("click", () => zoom.close());
 }
+// A cell of the matrix under the pointer, or touched, in words: its headers may be far away.
+const matrix = document.querySelector("table.matrix");
+const cell = document.getElementById("cell");
+function read(event) {
+  const place = event.target.closest("tbody td");
+  if (!place) return;
+  const row = place.parentElement.querySelector("th");
+  const column = matrix.querySelectorAll("thead th")[place.cellIndex - 1];
+  const isolated = (header) => "\u2068" + header.title + "\u2069";
+  cell.textContent = isolated(row) + " answered as " + isolated(column) + ": " + (place.textContent || 0) + " of " + row.dataset.n;
+}
+for (const name of ["pointerover", "click"]) matrix.addEventListener(name, read);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,16 +75,21 @@ def package(
         from trtdeploy.triton.config import predicted_memory
         from trtdeploy.triton.deployed import compare
         from trtdeploy.triton.pipeline import package_pipeline
+        from trtdeploy.triton.pipeline.comparison import compare_pipeline
         from trtdeploy.triton.repository import package as run
 
         options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)
+        if check and ensemble:
+            whole = compare_pipeline(plan, repository, name, options, top_k=top_k)
+            _show_comparison(whole.model, as_json, whole.parts)
+            return
         if check:
             _show_comparison(compare(plan, repository, name, options), as_json)
             return
         pipeline = None
         if ensemble:
-            whole = package_pipeline(plan, repository, name, version=version, options=options, top_k=top_k)
-            packaged, pipeline = whole.model, whole.pipeline
+            made = package_pipeline(plan, repository, name, version=version, options=options, top_k=top_k)
+            packaged, pipeline = made.model, made.pipeline
         else:
             packaged = run(plan, repository, name, version=version, options=options)
         memory = predicted_memory(read_manifest(plan), options)
@@ -189,12 +195,15 @@ def _sample(texts: list[str] | None, manifest: Manifest) -> dict[str, Array] | N
     return arrays
 
 
-def _show_comparison(comparison: Comparison, as_json: bool) -> None:
+def _show_comparison(comparison: Comparison, as_json: bool, parts: Mapping[str, str] | None = None) -> None:
+    """Show a comparison, with the differences of the other models of its pipeline by name, and end with its verdict."""
+    same = comparison.same and not any((parts or {}).values())
     if as_json:
         print_json(
             {
-                "same": comparison.same,
+                "same": same,
                 "config_diff": comparison.config_diff,
+                **({"pipeline_diff": dict(parts)} if parts is not None else {}),
                 "deployed_as": list(comparison.deployed_as),
                 "active": comparison.active,
                 "findings": [str(finding) for finding in comparison.findings],
@@ -206,10 +215,13 @@ def _show_comparison(comparison: Comparison, as_json: bool) -> None:
             typer.echo(str(finding))
         if comparison.config_diff:
             typer.echo(comparison.config_diff)
+        for diff in (parts or {}).values():
+            if diff:
+                typer.echo(diff)
         typer.echo(f"this plan is version {list(comparison.deployed_as) or 'none'}; active is {comparison.active}")
         typer.echo(_memory_text(comparison.memory))
-        typer.echo("same" if comparison.same else "different")
-    if not comparison.same:
+        typer.echo("same" if same else "different")
+    if not same:
         raise typer.Exit(GateError.exit_code)
 
 

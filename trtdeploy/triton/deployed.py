@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from trtdeploy.triton.config import (
     make_config,
     predicted_memory,
 )
+from trtdeploy.triton.pipeline.fit import misfits
 from trtdeploy.triton.repository import CONFIG_FILE, check_name, read_config, versions
 from trtdeploy.triton.versions import active_version
 
@@ -29,7 +31,7 @@ class Comparison:
         config_diff: Unified diff of the config without its version policy, deployed first; empty if it is the same.
         deployed_as: The versions that hold this very plan.
         active: The version that is served; None if there is none.
-        findings: What the checker says of the new config.
+        findings: What the checker says of the new config, and what would no longer fit in ensembles that run the model.
         memory: Predicted device memory.
     """
 
@@ -46,8 +48,22 @@ class Comparison:
         return not self.config_diff and self.active in self.deployed_as and not refused
 
 
-def compare(plan: str | Path, repository: str | Path, name: str, options: PackageOptions | None = None) -> Comparison:
+def compare(
+    plan: str | Path,
+    repository: str | Path,
+    name: str,
+    options: PackageOptions | None = None,
+    *,
+    replacing: Collection[str] = (),
+) -> Comparison:
     """Compare a plan with what is deployed; nothing is written.
+
+    Args:
+        plan: A plan with its manifest.
+        repository: The model repository.
+        name: Model name in Triton.
+        options: How it shall be served.
+        replacing: Ensembles that need not fit, for they would be replaced too.
 
     Raises:
         PlanCorruptError: The plan does not match its manifest.
@@ -59,7 +75,7 @@ def compare(plan: str | Path, repository: str | Path, name: str, options: Packag
     folder = Path(repository) / name
     _, manifest = read_plan(plan)
     config = make_config(manifest, name, options)
-    findings = tuple(check_config(config))
+    findings = (*check_config(config), *misfits(Path(repository), name, config, None, replacing=replacing))
     deployed = ""
     if (folder / CONFIG_FILE).exists():
         there = read_config(folder)

@@ -29,7 +29,7 @@ def is_url(repository: str | Path) -> bool:
 def checked_out(repository: str | Path, name: str) -> Iterator[Path]:
     """Yield a local repository with this model; at the end of a block without an error, what has changed is uploaded.
 
-    A local path is yielded as it is.
+    Of the other models only the configs are there, and stay as they are. A local path is yielded as it is.
 
     Raises:
         RepositoryError: The store cannot be read or written, or somebody changed the config meanwhile.
@@ -46,6 +46,7 @@ def checked_out(repository: str | Path, name: str) -> Iterator[Path]:
         local.mkdir()
         try:
             there = _download(store, place, local / name)
+            _download_other_configs(store, root.rstrip("/"), local, name)
             before = {path: sha256_file(local / name / path) for path in there}
             yield local
             _upload(store, place, local / name, before)
@@ -83,6 +84,15 @@ def _download(store: Any, place: str, folder: Path) -> list[str]:
         target.write_bytes(store.cat_file(path))
         found.append(relative)
     return found
+
+
+def _download_other_configs(store: Any, root: str, local: Path, name: str) -> None:
+    """Fetch the configs of the other models: an ensemble among them may run this one."""
+    for path in store.glob(f"{root}/*/{CONFIG_FILE}"):
+        other = str(path).rsplit("/", 2)[1]
+        if other != name and not other.startswith("."):
+            (local / other).mkdir()
+            (local / other / CONFIG_FILE).write_bytes(store.cat_file(path))
 
 
 def _upload(store: Any, place: str, folder: Path, before: dict[str, str]) -> None:

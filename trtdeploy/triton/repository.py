@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any
 
 from trtdeploy.errors import RepositoryError
 from trtdeploy.files import atomic_write, locked, sync_folder
-from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest, manifest_path, read_plan
 from trtdeploy.triton.config import LABELS_FILE, PackageOptions, config_text, make_config, schema
 from trtdeploy.triton.config.warmup import WARMUP_FOLDER, write_warmup
+from trtdeploy.triton.facts import label_difference, preprocessing_difference
 
 CONFIG_FILE = "config.pbtxt"
 # The names that model.py and Triton's TensorRT backend look for.
@@ -57,6 +57,7 @@ def package(
     *,
     version: int | None = None,
     options: PackageOptions | None = None,
+    replacing: Collection[str] = (),
 ) -> PackagedModel:
     """Add a plan to a model repository: its config, labels and a new version folder, which appears as a whole.
 
@@ -66,13 +67,17 @@ def package(
         name: Model name in Triton.
         version: Version number; the next free one if None.
         options: How it shall be served; the defaults if None.
+        replacing: Ensembles that are replaced afterwards, and so need not fit.
 
     Raises:
         PlanCorruptError: The plan does not match its manifest.
         RepositoryError: The name or version is impossible or taken, the model that is there has other inputs or
-            outputs, or the repository cannot be written. Nothing has changed.
+            outputs, an ensemble that runs it would no longer fit, or the repository cannot be written. Nothing has
+            changed.
         ModelError: The plan cannot be served with these options.
     """
+    from trtdeploy.triton.pipeline.fit import check_fit
+
     root = Path(repository)
     check_name(name, version)
     content, manifest = read_plan(plan)
@@ -83,6 +88,7 @@ def package(
         with locked(folder, error=RepositoryError):
             fit_deployed(folder, config)
             number = version if version is not None else max(versions(folder), default=0) + 1
+            check_fit(root, name, config, None, replacing=replacing)
             if (folder / str(number)).exists():
                 raise RepositoryError(
                     f"{folder} already has a version {number}.",
@@ -125,13 +131,22 @@ def read_config(folder: Path) -> Any:
     Raises:
         RepositoryError: There is no config, or Triton's schema refuses it.
     """
+    path = folder / CONFIG_FILE
+    return parse_config(read_text(path), str(path))
+
+
+def parse_config(text: str, what: str = CONFIG_FILE) -> Any:
+    """Return the ``ModelConfig`` that a text says; ``what`` is what an error calls it.
+
+    Raises:
+        RepositoryError: Triton's schema refuses it.
+    """
     from google.protobuf import text_format
 
-    path = folder / CONFIG_FILE
     try:
-        return text_format.Parse(read_text(path), schema().ModelConfig())
+        return text_format.Parse(text, schema().ModelConfig())
     except text_format.ParseError as error:
-        raise RepositoryError(f"{path} is not a Triton model configuration: {error}.") from error
+        raise RepositoryError(f"{what} is not a Triton model configuration: {error}.") from error
 
 
 def read_text(path: Path) -> str:
@@ -189,19 +204,17 @@ def fit_deployed(folder: Path, config: Any) -> None:
                 f"The {kind}s of this plan ({_describe(ours)}) are not those of {folder} ({_describe(theirs)}).",
                 hint="All versions of a model share one config: package it under another name.",
             )
-    for key, what in ((LABELS_KEY, "labels"), (PREPROCESSING_KEY, "preprocessing")):
-        if _parameter(config, key) != _parameter(deployed, key):
+    for what, difference in (
+        ("labels", label_difference(config, deployed)),
+        ("preprocessing", preprocessing_difference(config, deployed)),
+    ):
+        if difference:
             raise RepositoryError(
-                f"The {what} of this plan differ from those of {folder}.",
+                f"The {what} of this plan differ from those of {folder}: {difference}.",
                 hint="All versions of a model share one config, and clients go by it: package it under another name.",
             )
     if deployed.HasField("version_policy"):
         config.version_policy.CopyFrom(deployed.version_policy)
-
-
-def _parameter(config: Any, key: str) -> str | None:
-    # a look-up in a protobuf map would add the key
-    return str(config.parameters[key].string_value) if key in config.parameters else None
 
 
 def _describe(tensors: dict[str, tuple[int, list[int]]]) -> str:

@@ -22,12 +22,14 @@ from trtdeploy.plan import Manifest, read_plan
 from trtdeploy.tensors import Array
 from trtdeploy.triton.config import PackageOptions, check_config, config_text, make_config
 from trtdeploy.triton.history import History, Step, VersionFacts, read_history, write_history
+from trtdeploy.triton.pipeline.fit import check_fit
 from trtdeploy.triton.repository import (
     CONFIG_FILE,
     PackagedModel,
     PlanFile,
     check_name,
     fit_deployed,
+    parse_config,
     publish_folder,
     read_config,
     versions,
@@ -87,8 +89,9 @@ def publish(
     Raises:
         PlanCorruptError: The plan does not match its manifest.
         ModelError: The plan cannot be served with these options.
-        RepositoryError: The name or version is impossible or taken, the model that is there is another, somebody edited
-            it meanwhile, or the repository cannot be written. Nothing has changed.
+        RepositoryError: The name or version is impossible or taken, the model that is there is another, an ensemble
+            that runs it would no longer fit, somebody edited it meanwhile, or the repository cannot be written. Nothing
+            has changed.
     """
     root, options = Path(repository), options or PackageOptions()
     check_name(name, version)
@@ -107,6 +110,7 @@ def publish(
             fit_deployed(folder, config)
             number = version if version is not None else max(versions(folder), default=0) + 1
             active = active_version(folder)
+            check_fit(root, name, config, number if active is None else None)
             _pin(config, number)
             extra[CONFIG_FILE] = config_text(config).encode()
             if active is not None:
@@ -139,10 +143,12 @@ def promote(
         name: The model.
         version: The version; the newest if None.
         step: What the history calls it.
-        force: Go on although somebody has edited ``config.pbtxt`` by hand; the edit is lost.
+        force: Go on although somebody has edited ``config.pbtxt`` by hand, and the edit is lost, or although an
+            ensemble no longer fits.
 
     Raises:
-        RepositoryError: There is no such model or version, its files are damaged, or its config was edited by hand.
+        RepositoryError: There is no such model or version, its files are damaged, an ensemble that runs it would no
+            longer fit, or its config was edited by hand.
     """
     with editing(repository, name) as folder:
         return activate(folder, version, step=step, force=force)
@@ -160,6 +166,8 @@ def activate(folder: Path, version: int | None, *, step: Step, force: bool = Fal
     check_plan(folder / str(number))
     if errors and not force:
         raise RepositoryError(f"Version {number} of {folder.name} cannot be served: {errors[0]}")
+    if not force:
+        check_fit(folder.parent, folder.name, parse_config(text), number)
     history = read_history(folder)
     current = (folder / CONFIG_FILE).read_bytes()
     if history.config_sha256 and sha256_bytes(current) not in history.config_sha256 and not force:

@@ -19,6 +19,8 @@ from trtdeploy.triton.repository import CONFIG_FILE, PackagedModel, package, rea
 
 DEFAULT_TOP_K = 5
 IMAGE = "image"
+SOURCES = (*(Path(__file__).with_name(f"{part}_model.py") for part in ("preprocess", "postprocess")), None)
+"""The code of the models around a classifier, in the order of ``make_pipeline``; an ensemble has none."""
 _FLOATS = ("TYPE_FP32", "TYPE_FP16", "TYPE_FP64")
 
 
@@ -66,11 +68,12 @@ def package_pipeline(
     root = Path(repository)
     for config in configs:
         _check_replaceable(root / config.name, config)
-    packaged = package(plan, root, name, version=version, options=options)
-    sources = ("preprocess_model.py", "postprocess_model.py", None)  # the ensemble last: it needs the others
+    packaged = package(
+        plan, root, name, version=version, options=options, replacing=[config.name for config in configs]
+    )
     try:
-        for config, source in zip(configs, sources, strict=True):
-            _write_model(root, config, Path(__file__).with_name(source) if source else None)
+        for config, source in zip(configs, SOURCES, strict=True):  # the ensemble last: it needs the others
+            _write_model(root, config, source)
     except OSError as error:
         raise RepositoryError(f"The model repository {root} cannot be written: {error}.") from error
     return PackagedPipeline(packaged, configs[-1].name)

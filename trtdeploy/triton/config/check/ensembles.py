@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def ensemble_findings(config: Any, folder: Path | None) -> Iterator[Finding]:
         return
     yield from _steps(config)
     if folder is not None:
-        yield from _edges(config, folder)
+        yield from edge_findings(config, folder)
 
 
 def _steps(config: Any) -> Iterator[Finding]:
@@ -67,7 +67,14 @@ def _steps(config: Any) -> Iterator[Finding]:
         yield Finding("ensemble_scheduling", f"{name!r} is written and never read.", "Leave it out of output_map.")
 
 
-def _edges(config: Any, folder: Path) -> Iterator[Finding]:
+def edge_findings(config: Any, folder: Path, *, instead: Mapping[str, Any] | None = None) -> Iterator[Finding]:
+    """Check an ensemble's edges against the configs of its steps.
+
+    Args:
+        config: The ensemble's.
+        folder: Its folder; the models lie beside it.
+        instead: Configs to take for models by name, in place of those that are there.
+    """
     from google.protobuf import text_format
 
     pb = schema()
@@ -78,8 +85,9 @@ def _edges(config: Any, folder: Path) -> Iterator[Finding]:
     for index, step in enumerate(config.ensemble_scheduling.step):
         where = f"ensemble_scheduling.step[{index}]"
         path = folder.parent / step.model_name / "config.pbtxt"
+        model = (instead or {}).get(step.model_name)
         try:
-            model = text_format.Parse(path.read_text(), pb.ModelConfig())
+            model = model or text_format.Parse(path.read_text(), pb.ModelConfig())
         except (OSError, UnicodeDecodeError, text_format.ParseError, ValueError) as error:
             yield Finding(f"{where}.model_name", f"the config of {step.model_name!r} cannot be read: {error}.")
             continue

@@ -151,6 +151,8 @@ def test_filters_and_zoom_work(browser: Browser, width: int, rich: tuple[Path, R
     browser.evaluate("probes.all('.card')[0].click()")
     assert browser.evaluate("document.querySelector('dialog img').naturalWidth") > 0
     assert browser.evaluate("document.querySelector('dialog img').getBoundingClientRect().width") > 1.5 * thumb
+    top, below = browser.evaluate("(({top, bottom}) => [top, innerHeight - bottom])(zoom.getBoundingClientRect())")
+    assert abs(top - below) < 2  # in the middle of the window
     browser.evaluate("document.getElementById('close').click()")
     assert not browser.evaluate("document.getElementById('zoom').open")
 

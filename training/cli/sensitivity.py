@@ -19,7 +19,7 @@ def sensitivity(
     checkpoint: CheckpointPath,
     data: Data = "digits",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON to write [default: CHECKPOINT.sensitivity.json].")
+        Path | None, typer.Option("--output", "-o", help="JSON to write (default: CHECKPOINT.sensitivity.json).")
     ] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Bar chart to write, .png or .svg.")] = None,
     target: Target | None = None,

@@ -31,7 +31,7 @@ def build(
         typer.Option("--output", "-o", dir_okay=False, help="Where the plan goes; its manifest goes to OUTPUT.json."),
     ],
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="auto, onnxruntime, tensorrt or tensorrt-rtx [default: auto].")
+        str | None, typer.Option("--runtime", help="auto, onnxruntime, tensorrt or tensorrt-rtx (default: auto).")
     ] = None,
     shape: Annotated[
         list[str] | None,
@@ -84,7 +84,7 @@ def build(
         typer.Option(
             "--timing-cache-mode",
             rich_help_panel=_TIMING,
-            help="update; read-only; or verify: fail where a timing is missing [default: update].",
+            help="update; read-only; or verify: fail where a timing is missing (default: update).",
         ),
     ] = None,
     timing_iterations: Annotated[
@@ -94,12 +94,12 @@ def build(
     timing_rounds: Annotated[
         int | None,
         typer.Option(
-            "--timing-rounds", min=1, rich_help_panel=_CPU, help="How often each candidate is timed [default: 20]."
+            "--timing-rounds", min=1, rich_help_panel=_CPU, help="How often each candidate is timed (default: 20)."
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, rich_help_panel=_CPU, help="Threads of one inference [default: measured]."),
+        typer.Option("--threads", min=1, rich_help_panel=_CPU, help="Threads of one inference (default: measured)."),
     ] = None,
     workspace_mib: Annotated[
         int | None,

@@ -14,7 +14,7 @@ from trtdeploy.cli.console import Output, door, finite_seconds, print_json
 PlanPath = Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of one inference on a CPU [default: what the build chose]."),
+    typer.Option("--threads", min=1, help="Threads of one inference on a CPU (default: what the build chose)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -92,10 +92,10 @@ def run(
 def bench(
     plan: PlanPath,
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", help="Batch size; give several to sweep [default: 1].")
+        list[int] | None, typer.Option("--batch", help="Batch size; give several to sweep (default: 1).")
     ] = None,
     contexts: Annotated[
-        list[int] | None, typer.Option("--contexts", help="Inferences at a time; give several to sweep [default: 1].")
+        list[int] | None, typer.Option("--contexts", help="Inferences at a time; give several to sweep (default: 1).")
     ] = None,
     threads: Threads = None,
     warm_up: Annotated[

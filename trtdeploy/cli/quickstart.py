@@ -46,7 +46,7 @@ def quickstart(
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option("--image-size", min=1, help="Side of the input in pixels [default: 32 for digits, else 64]."),
+        typer.Option("--image-size", min=1, help="Side of the input in pixels (default: 32 for digits, else 64)."),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Of the float training.")] = None,
     qat_steps: Annotated[int | None, typer.Option("--qat-steps", min=1, help="Of the fine-tuning.")] = None,

@@ -21,24 +21,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 PlanFile = Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")]
 Name = Annotated[str, typer.Option("--name", help="Model name in Triton.")]
 NewRepository = Annotated[Path, typer.Option("--repository", help="The model repository; made if it is not there.")]
-NewVersion = Annotated[int | None, typer.Option("--version", help="Version [default: the next free one].")]
+NewVersion = Annotated[int | None, typer.Option("--version", help="Version (default: the next free one).")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", dir_okay=False, help="YAML with serving options; the flags go before it.")
 ]
 MaxBatchSize = Annotated[
     int | None,
-    typer.Option("--max-batch-size", min=1, help="Largest batch [default: from the plan's profiles, else 32]."),
+    typer.Option("--max-batch-size", min=1, help="Largest batch (default: from the plan's profiles, else 32)."),
 ]
 Instances = Annotated[
-    int | None, typer.Option("--instances", min=1, help="Copies of the model that run at a time [default: 1].")
+    int | None, typer.Option("--instances", min=1, help="Copies of the model that run at a time (default: 1).")
 ]
 Contexts = Annotated[
-    int | None, typer.Option("--contexts", min=1, help="Execution contexts in each instance [default: 1].")
+    int | None, typer.Option("--contexts", min=1, help="Execution contexts in each instance (default: 1).")
 ]
 MaxQueueDelay = Annotated[
     int | None,
     typer.Option(
-        "--max-queue-delay-us", min=0, help="How long a request may wait for others, in microseconds [default: 0]."
+        "--max-queue-delay-us", min=0, help="How long a request may wait for others, in microseconds (default: 0)."
     ),
 ]
 
@@ -119,7 +119,7 @@ def publish(
     max_queue_delay_us: MaxQueueDelay = None,
     sample: Annotated[
         list[str] | None,
-        typer.Option("--sample", help="NAME=FILE.npy, a known input to test a server with [default: noise]."),
+        typer.Option("--sample", help="NAME=FILE.npy, a known input to test a server with (default: noise)."),
     ] = None,
     other_gpu: Annotated[
         list[Path] | None,

@@ -35,7 +35,7 @@ def serve(
     repository: Annotated[Path, typer.Argument(help="A model repository.")],
     tritonserver: Annotated[
         Path | None,
-        typer.Option("--tritonserver", help="The server [default: PATH, the container's place, nvidia-pytriton's]."),
+        typer.Option("--tritonserver", help="The server (default: PATH, the container's place, nvidia-pytriton's)."),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option("--http-port", min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -65,7 +65,7 @@ def serve(
     ] = False,
     load: Annotated[
         list[str] | None,
-        typer.Option("--load", help="With --explicit: a model to load at the start; repeatable [default: all]."),
+        typer.Option("--load", help="With --explicit: a model to load at the start; repeatable (default: all)."),
     ] = None,
     restrict: Annotated[
         list[str] | None,

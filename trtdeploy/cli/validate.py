@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
 
-from trtdeploy.cli.console import Bars, door, finite_seconds, print_json
+from trtdeploy.cli.connection import ConnectionFlags, TransportFlags, connected
+from trtdeploy.cli.console import Bars, door, print_json
+from trtdeploy.cli.option_groups import with_option_groups
+from trtdeploy.cli.validation_flags import GateFlags, RecordFlags, RequestFlags, TargetFlags
 from trtdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from trtdeploy.ledger import Ledger
     from trtdeploy.plan import Manifest
     from trtdeploy.preprocessing import Preprocessing
+    from trtdeploy.triton.client import InferenceClient, LoopedClient
     from trtdeploy.validation import Examination, Target, ValidationReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -24,124 +29,50 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command()(validate)
+    app.command()(with_option_groups(validate))
 
 
 def validate(
     data: Annotated[
         str, typer.Option("--data", help="digits, or a folder or archive of <split>/<class>/*.jpg or *.png.")
     ],
-    url: Annotated[
-        str | None, typer.Option("--url", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model name on the server.")] = None,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", dir_okay=False, help="Validate a plan here, without a server.")
-    ] = None,
-    version: Annotated[str, typer.Option("--version", help="Version [default: the server's choice].")] = "",
-    reference: Annotated[
-        Path | None,
-        typer.Option("--reference", dir_okay=False, help="ONNX file to run here on the same inputs and compare with."),
-    ] = None,
-    preprocessing: Annotated[
-        Path | None,
-        typer.Option("--preprocessing", dir_okay=False, help="JSON specification [default: what the model carries]."),
-    ] = None,
-    ledger: Annotated[
-        Path | None,
-        typer.Option(
-            "--ledger", dir_okay=False, help="Record the stage here; its float stage is the baseline of the drop."
-        ),
-    ] = None,
-    max_drop: Annotated[
-        float | None, typer.Option("--max-drop", help="Largest allowed drop of top-1, in percentage points.")
-    ] = None,
-    prove_drop: Annotated[
-        bool, typer.Option("--prove-drop", help="The whole 95% interval of the drop must lie inside --max-drop.")
-    ] = False,
-    min_agreement: Annotated[
-        float | None, typer.Option("--min-agreement", help="Smallest allowed agreement with the reference, in percent.")
-    ] = None,
-    max_variation: Annotated[
-        float | None,
-        typer.Option(
-            "--max-variation",
-            help="Largest allowed change of a sample's scores with its place in a batch, in percent of their spread.",
-        ),
-    ] = None,
-    compare_version: Annotated[
-        list[str] | None,
-        typer.Option("--compare-version", help="Ask this version for the same samples too; may be repeated."),
-    ] = None,
-    min_version_agreement: Annotated[
-        float | None,
-        typer.Option("--min-version-agreement", help="Smallest allowed agreement with each of those, in percent."),
-    ] = None,
-    max_instance_difference: Annotated[
-        float | None,
-        typer.Option(
-            "--max-instance-difference",
-            help="Largest allowed difference of scores between instances that answer one request, in percent of their "
-            "spread; 0 asks for the same bits.",
-        ),
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", dir_okay=False, help="Write OUT.html, and the same as OUT.json.")
-    ] = None,
-    manifest: Annotated[
-        Path | None,
-        typer.Option("--manifest", dir_okay=False, help="Manifest of the served plan (PLAN.json), for the report."),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per request.")] = 1,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight.")] = 4,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=0.001, callback=finite_seconds, help="Seconds that one request may take.")
-    ] = 30.0,
-    retries: Annotated[
-        int, typer.Option("--retries", min=0, max=20, help="Times to ask again where the server is unavailable.")
-    ] = 0,
+    what: TargetFlags,
+    gates: GateFlags,
+    records: RecordFlags,
+    requests: RequestFlags,
+    connection: ConnectionFlags,
+    transport: TransportFlags,
     split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Of splits that are drawn.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Check accuracy, agreement and latency of what is served; exit code 1 if a gate does not hold."""
     with door(), Bars() as bars:
         from trtdeploy.datasets import open_dataset
-        from trtdeploy.engine import Engine
         from trtdeploy.ledger import Ledger
         from trtdeploy.report.page import check_path
-        from trtdeploy.triton.client import connect
-        from trtdeploy.triton.served import ServedTarget
-        from trtdeploy.validation import PlanTarget, ValidationOptions, examine
+        from trtdeploy.validation import ValidationOptions, examine
 
         options = ValidationOptions(
-            preprocessing=_read_preprocessing(preprocessing) if preprocessing else None,
-            reference=reference,
-            max_drop=max_drop,
-            prove_drop=prove_drop,
-            min_agreement=min_agreement,
-            max_variation=max_variation,
-            max_instance_difference=max_instance_difference,
-            min_version_agreement=min_version_agreement,
-            batch_size=batch_size,
-            concurrency=concurrency,
+            preprocessing=_read_preprocessing(what.preprocessing) if what.preprocessing else None,
+            reference=what.reference,
+            batch_size=requests.batch_size,
+            concurrency=requests.concurrency,
+            **asdict(gates),
         )
-        if report is not None:
-            check_path(report, ledger=ledger)
-        facts = _read_manifest(manifest) if manifest is not None else None
-        recorded = Ledger(ledger) if ledger is not None else None
+        if records.report is not None:
+            check_path(records.report, ledger=records.ledger)
+        facts = _read_manifest(records.manifest) if records.manifest is not None else None
+        recorded = Ledger(records.ledger) if records.ledger is not None else None
         with ExitStack() as stack:
-            target: Target
             others: list[Target] = []
-            if url is not None and model is not None and plan is None:
-                client = stack.enter_context(connect(url, timeout_s=timeout, retries=retries))
-                target = ServedTarget(client, model, version)
-                others += [ServedTarget(client, model, other) for other in compare_version or ()]
-            elif compare_version:
+            if what.url is not None and what.model is not None and what.plan is None:
+                client = stack.enter_context(_client(what.url, requests, connection, transport))
+                target, others = _served(client, what.model, what)
+            elif what.compare_version:
                 raise UsageError("--compare-version asks a server; it needs --url and --model.")
-            elif plan is not None and url is None and model is None:
-                engine = stack.enter_context(Engine.load(plan, contexts=concurrency, timeout_s=timeout))
-                target = PlanTarget(engine, plan)
-                facts = facts or engine.manifest
+            elif what.plan is not None and what.url is None and what.model is None:
+                target, own = _local(stack, what.plan, requests)
+                facts = facts or own
             else:
                 raise UsageError("Give --url and --model to validate a server, or --plan to validate a plan here.")
             dataset = stack.enter_context(open_dataset(data, split_seed=split_seed))
@@ -153,8 +84,8 @@ def validate(
                 others=others,
                 progress=bars.labelled("validating"),
             )
-            if report is not None:
-                _write_report(report, target, dataset, examination, recorded, facts)
+            if records.report is not None:
+                _write_report(records.report, target, dataset, examination, recorded, facts)
         outcome = examination.report
         bars.finish()
         if as_json:
@@ -163,6 +94,45 @@ def validate(
             typer.echo(_as_text(outcome))
         if not outcome.passed:
             raise typer.Exit(GateError.exit_code)
+
+
+def _client(
+    url: str, requests: RequestFlags, connection: ConnectionFlags, transport: TransportFlags
+) -> InferenceClient | LoopedClient:
+    """Return the client that the options describe; nothing is sent yet."""
+    from trtdeploy.triton.client import LoopedClient, connect_async
+
+    if not requests.asynchronous:
+        return connected(url, connection, transport, timeout_s=requests.timeout, retries=requests.retries)
+    for flag, given in (("--stream", transport.stream), ("--shared-memory", transport.shared_memory)):
+        if given:
+            raise UsageError(f"--asyncio and {flag} are two ways to send requests.", hint="Give one of them.")
+    return LoopedClient(
+        connect_async(
+            url,
+            timeout_s=requests.timeout,
+            retries=requests.retries,
+            deadline_s=transport.deadline_s,
+            options=connection.options(),
+        )
+    )
+
+
+def _served(client: InferenceClient | LoopedClient, model: str, what: TargetFlags) -> tuple[Target, list[Target]]:
+    """Return the target on a server, and the other versions to compare it with."""
+    from trtdeploy.triton.encoded import served_target
+
+    target = served_target(client, model, what.version)
+    return target, [served_target(client, model, other) for other in what.compare_version or ()]
+
+
+def _local(stack: ExitStack, plan: Path, requests: RequestFlags) -> tuple[Target, Manifest]:
+    """Return the target of a plan in this process, and its manifest."""
+    from trtdeploy.engine import Engine
+    from trtdeploy.validation import PlanTarget
+
+    engine = stack.enter_context(Engine.load(plan, contexts=requests.concurrency, timeout_s=requests.timeout))
+    return PlanTarget(engine, plan), engine.manifest
 
 
 def _write_report(
@@ -211,6 +181,13 @@ def _as_text(report: ValidationReport) -> str:
         )
     if report.agreement is not None:
         lines.append(f"agreement   {report.agreement:.2f} % with {report.reference}")
+    if report.top_k is not None:
+        top = report.top_k
+        text = f"top-{top.k:<7} {top.accuracy.format()} %"
+        if top.same_classes is not None:
+            text += f"; {top.same_classes:.2f} % name the classes of {report.reference}, "
+            text += f"probabilities differ by up to {top.largest_difference:.3g} points"
+        lines.append(text)
     lines.append(
         "latency     " + ", ".join(f"{name} {value.value:.2f} ms" for name, value in report.latency_ms.items())
     )

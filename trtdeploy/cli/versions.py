@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 def promote(
     name: Name,
     repository: Repository,
-    version: Annotated[int | None, typer.Option("--version", min=1, help="Version [default: the newest].")] = None,
+    version: Annotated[int | None, typer.Option("--version", min=1, help="Version (default: the newest).")] = None,
     url: Url = None,
     timeout: LoadTimeout = 120.0,
     force: Force = False,
@@ -54,7 +54,7 @@ def rollback(
     name: Name,
     repository: Repository,
     version: Annotated[
-        int | None, typer.Option("--version", min=1, help="Version [default: the one that was active before].")
+        int | None, typer.Option("--version", min=1, help="Version (default: the one that was active before).")
     ] = None,
     url: Url = None,
     timeout: LoadTimeout = 120.0,
@@ -175,7 +175,7 @@ def prune(
 def check(
     repository: Annotated[Path, typer.Argument(help="A model repository.")],
     gpus: Annotated[
-        int | None, typer.Option("--gpus", min=0, help="GPUs of the server [default: those of this machine].")
+        int | None, typer.Option("--gpus", min=0, help="GPUs of the server (default: those of this machine).")
     ] = None,
     url: Annotated[
         str | None,

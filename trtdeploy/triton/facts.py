@@ -18,15 +18,15 @@ def parameter(config: Any, key: str) -> str | None:
 
 def preprocessing_difference(ours: Any, theirs: Any) -> str:
     """Say which fields of two configs' preprocessing differ, ``ours`` first; empty if none does."""
-    return _difference(parameter(ours, PREPROCESSING_KEY), parameter(theirs, PREPROCESSING_KEY), dict)
+    return _difference(parameter(ours, PREPROCESSING_KEY), parameter(theirs, PREPROCESSING_KEY))
 
 
 def label_difference(ours: Any, theirs: Any) -> str:
     """Say where the labels of two configs differ, ``ours`` first; empty if they do not."""
-    return _difference(parameter(ours, LABELS_KEY), parameter(theirs, LABELS_KEY), list)
+    return _difference(parameter(ours, LABELS_KEY), parameter(theirs, LABELS_KEY))
 
 
-def _difference(ours: str | None, theirs: str | None, kind: type) -> str:
+def _difference(ours: str | None, theirs: str | None) -> str:
     if ours == theirs:
         return ""
     if ours is None or theirs is None:
@@ -34,14 +34,17 @@ def _difference(ours: str | None, theirs: str | None, kind: type) -> str:
     try:
         here, there = json.loads(ours), json.loads(theirs)
     except ValueError:
-        here = there = None
-    if not isinstance(here, kind) or not isinstance(there, kind):
         return "they cannot be read"
-    if isinstance(here, list):
-        if len(here) != len(there):
-            return f"{len(here)} instead of {len(there)}"
-        here, there = ({f"number {index}": value for index, value in enumerate(each)} for each in (here, there))
-    names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-    shown = [f"{name} is {json.dumps(here.get(name))} instead of {json.dumps(there.get(name))}" for name in names]
+    if type(here) is not type(there) or not isinstance(here, (dict, list)):
+        return "they cannot be read"
+    if isinstance(here, list) and len(here) != len(there):
+        return f"{len(here)} instead of {len(there)}"
+    mine, other = _by_name(here), _by_name(there)
+    names = [name for name in {**mine, **other} if mine.get(name) != other.get(name)]
+    shown = [f"{name} is {json.dumps(mine.get(name))} instead of {json.dumps(other.get(name))}" for name in names]
     more = [f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
     return ", ".join([*shown[:_SHOWN], *more])
+
+
+def _by_name(facts: dict[str, Any] | list[Any]) -> dict[str, Any]:
+    return facts if isinstance(facts, dict) else {f"number {index}": value for index, value in enumerate(facts)}

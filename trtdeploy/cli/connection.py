@@ -46,6 +46,11 @@ class ConnectionFlags:
         ),
     ] = None
 
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return bool(self.ca_certificate or self.client_certificate or self.client_key or self.header)
+
     def options(self) -> ConnectionOptions:
         """Return them checked.
 

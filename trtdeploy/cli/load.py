@@ -71,13 +71,13 @@ def load(
     with door(), Bars() as bars:
         from trtdeploy.load import Arrivals, ClosedLoop, OpenLoop, WindowOptions, measure, search_rate
         from trtdeploy.load.requests import make_requests
-        from trtdeploy.triton.served import ServedTarget
+        from trtdeploy.triton.encoded import served_target
 
         options = WindowOptions(
             warm_up_s=warm_up, window_s=window, max_windows=max_windows, stability_percent=stability_percent
         )
         with connected(url, connection, transport, timeout_s=timeout) as client:
-            target = ServedTarget(client, model, version)
+            target = served_target(client, model, version)
             inputs = make_requests(target, data=data, batch_size=batch_size, seed=seed)
 
             def measured(arrivals: Arrivals, label: str, windows: WindowOptions = options) -> LoadPoint:

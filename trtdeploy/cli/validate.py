@@ -66,11 +66,14 @@ def validate(
         with ExitStack() as stack:
             others: list[Target] = []
             if what.url is not None and what.model is not None and what.plan is None:
-                client = stack.enter_context(_client(what.url, requests, connection, transport))
+                client = _client(what.url, requests, connection, transport)
+                stack.callback(client.close)
                 target, others = _served(client, what.model, what)
             elif what.compare_version:
                 raise UsageError("--compare-version asks a server; it needs --url and --model.")
             elif what.plan is not None and what.url is None and what.model is None:
+                if connection.given or transport != TransportFlags() or requests.asynchronous:
+                    raise UsageError("--plan asks nobody over a connection: leave out the options of one.")
                 target, own = _local(stack, what.plan, requests)
                 facts = facts or own
             else:

@@ -65,6 +65,14 @@ class Split:
         """Decode one image."""
         return self._store.image(self.ids[index])
 
+    def file(self, index: int) -> bytes:
+        """Return the bytes of one image's file as they are.
+
+        Raises:
+            DataError: It is missing; the message names it.
+        """
+        return self._store.content(self.ids[index])
+
     def pixels(self, preprocessing: Preprocessing, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Decode, resize and crop some images to ``(len(indices), height, width, channels)`` bytes.
 

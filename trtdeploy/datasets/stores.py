@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import posixpath
@@ -67,11 +68,26 @@ class ImageStore(ABC):
         Raises:
             DataError: It is missing, truncated or no image; the message names it.
         """
+        content = self.content(path)
         try:
-            return open_image(self.read(path))
+            return open_image(content)
+        except (DataError, *_DAMAGE) as error:
+            raise self._unusable(path, error) from error
+
+    def content(self, path: str) -> bytes:
+        """Return the bytes of one file.
+
+        Raises:
+            DataError: It is missing or truncated; the message names it.
+        """
+        try:
+            return self.read(path)
         except (DataError, KeyError, *_DAMAGE) as error:
-            reason = error.message if isinstance(error, DataError) else str(error)
-            raise DataError(f"{self.name}: {path}: {reason}", hint="Replace or remove this file.") from error
+            raise self._unusable(path, error) from error
+
+    def _unusable(self, path: str, error: Exception) -> DataError:
+        reason = error.message if isinstance(error, DataError) else str(error)
+        return DataError(f"{self.name}: {path}: {reason}", hint="Replace or remove this file.")
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open
         """Release what the store holds open."""
@@ -172,7 +188,9 @@ class DigitsStore(ImageStore):
         super().__init__("digits", list(self._index), set())
 
     def read(self, path: str) -> bytes:
-        raise DataError("digits has no files")
+        stream = io.BytesIO()
+        self.image(path).save(stream, "PNG")  # lossless
+        return stream.getvalue()
 
     def image(self, path: str) -> Image.Image:
         return Image.fromarray(self._images[self._index[path]])

@@ -23,7 +23,7 @@ def make_requests(target: ServedTarget, *, data: str | None, batch_size: int, se
     if target.max_batch_size is not None and batch_size > target.max_batch_size:
         raise ShapeError(f"{target.name} takes at most {target.max_batch_size} samples per request, not {batch_size}.")
     if data is not None:
-        if target.preprocessing is None:
+        if target.preprocessing is None and not target.takes_files:
             raise UsageError(
                 f"{target.name} says nothing about preprocessing, so images cannot become its input.",
                 hint="Leave out --data to send random input.",
@@ -31,8 +31,8 @@ def make_requests(target: ServedTarget, *, data: str | None, batch_size: int, se
         with open_dataset(data) as dataset:
             split = dataset.split("test")
             return [
-                target.preprocessing.normalise(
-                    split.pixels(target.preprocessing, [(start + offset) % len(split) for offset in range(batch_size)])
+                target.prepare(
+                    split, target.preprocessing, [(start + offset) % len(split) for offset in range(batch_size)]
                 )
                 for start in range(0, min(len(split), _IMAGES * batch_size), batch_size)
             ]

@@ -7,8 +7,11 @@ from collections import Counter
 
 from trtdeploy.errors import UsageError
 from trtdeploy.tensors import Array
-from trtdeploy.triton.client import InferenceClient
+from trtdeploy.triton.client import InferenceClient, LoopedClient, Reply, ServedModel
 from trtdeploy.validation.target import ServerTotals, Target
+
+Client = InferenceClient | LoopedClient
+"""What a target can be asked through."""
 
 
 class ServedTarget(Target):
@@ -16,7 +19,7 @@ class ServedTarget(Target):
 
     Args:
         client: The connection.
-        model: Model name.
+        model: Model name, or what the server has said of it.
         version: Version to ask; if empty, the server chooses for every request, as it does for most clients.
 
     Raises:
@@ -26,32 +29,42 @@ class ServedTarget(Target):
 
     stage = "served"
 
-    def __init__(self, client: InferenceClient, model: str, version: str = "") -> None:
+    def __init__(self, client: Client, model: str | ServedModel, version: str = "") -> None:
         self._client = client
-        self._model = client.describe(model, version)
-        if len(self._model.inputs) != 1 or len(self._model.outputs) != 1:
-            raise UsageError(
-                f"{model} has {len(self._model.inputs)} inputs and {len(self._model.outputs)} outputs; "
-                "a classifier has one of each."
-            )
-        self.name = model
-        self.version = self._model.version
-        self.input = self._model.inputs[0]
-        self.max_batch_size = self._model.max_batch_size or None
-        self.preprocessing = self._model.preprocessing
-        self.labels = self._model.labels
-        self.source = {"server": client.url, "model": model, "version": self._model.version}
+        if isinstance(model, str):
+            model = client.describe(model, version)
+            check_classifier(model)
+        if model.decoupled:
+            raise UsageError(f"{model.name} may answer a request any number of times; a classifier answers once.")
+        self._model = model
+        self.name = model.name
+        self.version = model.version
+        self.input = model.inputs[0]
+        self.max_batch_size = model.max_batch_size or None
+        self.preprocessing = model.preprocessing
+        self.labels = model.labels
+        self.source = {
+            "server": client.url,
+            "transport": client.transport,
+            "model": model.name,
+            "version": model.version,
+        }
         self.timeout_s = client.timeout_s
-        self.instances = self._model.instances
+        self.instances = model.instances
+        self.loop = client.loop if isinstance(client, LoopedClient) else None
         self._any_version = not version
         self._answered: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def scores(self, batch: Array) -> Array:
         reply = self._client.request(self._model, {self.input.name: batch}, any_version=self._any_version)
-        with self._lock:
-            self._answered[reply.version] += len(batch)
-        return reply.outputs[self._model.outputs[0].name]
+        return self._counted(reply, len(batch))
+
+    async def awaited_scores(self, batch: Array) -> Array:
+        if not isinstance(self._client, LoopedClient):
+            return await super().awaited_scores(batch)
+        reply = await self._client.client.request(self._model, {self.input.name: batch}, any_version=self._any_version)
+        return self._counted(reply, len(batch))
 
     def answered_by(self) -> Counter[str]:
         with self._lock:
@@ -71,4 +84,25 @@ class ServedTarget(Target):
             input_ns=total_ns("compute_input"),
             infer_ns=total_ns("compute_infer"),
             output_ns=total_ns("compute_output"),
+        )
+
+    def _counted(self, reply: Reply, samples: int) -> Array:
+        with self._lock:
+            self._answered[reply.version] += samples
+        return self._scores_of(reply)
+
+    def _scores_of(self, reply: Reply) -> Array:
+        return reply.outputs[self._model.outputs[0].name]
+
+
+def check_classifier(model: ServedModel) -> None:
+    """Refuse a model that is no classifier of tensors.
+
+    Raises:
+        UsageError: It has more than one input or output.
+    """
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise UsageError(
+            f"{model.name} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
+            "a classifier has one of each."
         )

@@ -1,7 +1,9 @@
-"""Sending a split to a target with several requests in flight."""
+"""Sending a split to a target with several requests in flight, from threads or from the tasks of an event loop."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import queue
 import threading
 import time
@@ -19,6 +21,8 @@ from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import Array
 from trtdeploy.validation.target import Target
 
+_LOOK_S = 0.2
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -32,7 +36,7 @@ class Answers:
 def ask(
     target: Target,
     split: Split,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     *,
     label_map: Sequence[int] | None = None,
     batch_size: int = 1,
@@ -45,65 +49,153 @@ def ask(
         ServerError: A request failed; the first failure ends the run.
         TrtDeployError: Whatever else the target or the dataset raises.
     """
-    starts = range(0, len(split), batch_size)
-    answers: list[Array | None] = [None] * len(starts)
-    latencies = np.full(len(starts), np.nan)
-    work: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in range(len(starts)):
-        work.put(number)
-    failures: list[Exception] = []
+    run = _Run(target, split, preprocessing, batch_size, progress)
+    begin = time.perf_counter()
+    if target.loop is not None:
+        _ask_from_tasks(run, target.loop, concurrency)
+    else:
+        _ask_from_threads(run, concurrency)
+    seconds = time.perf_counter() - begin
+    return Answers(collect(split, run.in_order(), label_map=label_map), run.latencies_ms, seconds)
+
+
+class _Run:
+    """The requests of one run: what is left to send, and what was answered. Usable from every thread."""
+
+    def __init__(
+        self,
+        target: Target,
+        split: Split,
+        preprocessing: Preprocessing | None,
+        batch_size: int,
+        progress: Progress | None,
+    ) -> None:
+        self.target = target
+        self._split = split
+        self._preprocessing = preprocessing
+        self._batch_size = batch_size
+        self._starts = range(0, len(split), batch_size)
+        self._answers: list[Array | None] = [None] * len(self._starts)
+        self.latencies_ms = np.full(len(self._starts), np.nan)
+        self._progress = progress
+        self.left: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(len(self._starts)):
+            self.left.put(number)
+        self.failures: list[Exception] = []
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def prepare(self, number: int) -> Array:
+        """Return the input of a request."""
+        start = self._starts[number]
+        indices = range(start, min(start + self._batch_size, len(self._split)))
+        return self.target.prepare(self._split, self._preprocessing, indices)
+
+    def keep(self, number: int, batch: Array, scores: Array, latency_ms: float) -> None:
+        """Keep an answer.
+
+        Raises:
+            ServerError: It has not one row per sample.
+        """
+        if len(scores) != len(batch):
+            raise ServerError(f"{self.target.name} answered {len(scores)} of {len(batch)} samples of a request.")
+        self.latencies_ms[number] = latency_ms
+        self._answers[number] = scores.reshape(len(batch), -1)
+
+    def show(self, done: int) -> None:
+        """Show that so many requests have ended."""
+        if self._progress:
+            self._progress(min(done * self._batch_size, len(self._split)), len(self._split))
+
+    def in_order(self) -> list[Array]:
+        """Return all answers.
+
+        Raises:
+            ServerError: A request failed.
+            TrtDeployError: Likewise.
+        """
+        if self.failures:
+            raise self._with_count(self.failures[0])
+        return [answer for answer in self._answers if answer is not None]
+
+    def _with_count(self, error: Exception) -> Exception:
+        if not isinstance(error, ServerError):
+            return error
+        answered = sum(answer is not None for answer in self._answers)
+        error.message = f"{answered} of {len(self)} requests were answered, then: {error.message}"
+        error.hint = error.hint or "Nothing was recorded. Look at the server's log."
+        return error
+
+
+def _ask_from_threads(run: _Run, concurrency: int) -> None:
     finished = threading.Semaphore(0)
     stopping = threading.Event()
 
     def send_until_empty() -> None:
         while not stopping.is_set():
             try:
-                number = work.get_nowait()
+                number = run.left.get_nowait()
             except queue.Empty:
                 return
             try:
-                indices = range(starts[number], min(starts[number] + batch_size, len(split)))
-                batch = preprocessing.normalise(split.pixels(preprocessing, indices))
+                batch = run.prepare(number)
                 start = time.perf_counter()
-                scores = target.scores(batch)
-                latencies[number] = 1e3 * (time.perf_counter() - start)
-                if len(scores) != len(batch):
-                    raise ServerError(f"{target.name} answered {len(scores)} of {len(batch)} samples of a request.")
-                answers[number] = scores.reshape(len(batch), -1)
+                scores = run.target.scores(batch)
+                run.keep(number, batch, scores, 1e3 * (time.perf_counter() - start))
             except Exception as error:  # whatever it is, the caller's thread raises it
-                failures.append(error)
+                run.failures.append(error)
                 stopping.set()
             finally:
                 finished.release()
 
-    begin = time.perf_counter()
-    threads = [threading.Thread(target=send_until_empty, daemon=True) for _ in range(min(concurrency, len(starts)))]
+    threads = [threading.Thread(target=send_until_empty, daemon=True) for _ in range(min(concurrency, len(run)))]
     for thread in threads:
         thread.start()
     try:
         done = 0
-        while done < len(starts) and not stopping.is_set():
-            if finished.acquire(timeout=0.2):
+        while done < len(run) and not stopping.is_set():
+            if finished.acquire(timeout=_LOOK_S):
                 done += 1
-                if progress:
-                    progress(min(done * batch_size, len(split)), len(split))
+                run.show(done)
     finally:
         # also on Ctrl-C: no thread may go on using a connection that is about to be closed
         stopping.set()
         for thread in threads:
             thread.join()
-    seconds = time.perf_counter() - begin
-    if failures:
-        raise _with_count(failures[0], answered=sum(answer is not None for answer in answers), total=len(starts))
-    scores = [answer for answer in answers if answer is not None]
-    return Answers(collect(split, scores, label_map=label_map), latencies, seconds)
 
 
-def _with_count(error: Exception, *, answered: int, total: int) -> Exception:
-    if not isinstance(error, ServerError):
-        return error
-    return ServerError(
-        f"{answered} of {total} requests were answered, then: {error.message}",
-        hint=error.hint or "Nothing was recorded. Look at the server's log.",
-        log_lines=error.log_lines,
-    )
+def _ask_from_tasks(run: _Run, loop: asyncio.AbstractEventLoop, concurrency: int) -> None:
+    done = 0
+
+    async def send_until_empty() -> None:
+        nonlocal done
+        while not run.failures:
+            try:
+                number = run.left.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                # decoding images would keep the loop from its answers
+                batch = await asyncio.to_thread(run.prepare, number)
+                start = time.perf_counter()
+                scores = await run.target.awaited_scores(batch)
+                run.keep(number, batch, scores, 1e3 * (time.perf_counter() - start))
+            except Exception as error:  # whatever it is, the caller's thread raises it
+                run.failures.append(error)
+            done += 1
+
+    async def send_all() -> None:
+        await asyncio.gather(*(send_until_empty() for _ in range(min(concurrency, len(run)))))
+
+    future = asyncio.run_coroutine_threadsafe(send_all(), loop)
+    try:
+        while True:
+            try:
+                future.result(timeout=_LOOK_S)
+                break
+            except concurrent.futures.TimeoutError:
+                run.show(done)
+    finally:
+        future.cancel()  # on Ctrl-C; nothing otherwise
+    run.show(done)

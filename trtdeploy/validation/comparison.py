@@ -1,18 +1,21 @@
-"""What the answers of a target are held against: an ONNX file that is run here, or stages of the ledger."""
+"""What the answers of a target are held against: an ONNX file or a plan run here, or stages of the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtdeploy.classifiers import onnx_classifier
+from trtdeploy.classifiers import onnx_classifier, plan_classifier
 from trtdeploy.datasets.dataset import Split
+from trtdeploy.engine import Engine
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import evaluate
 from trtdeploy.ledger import Ledger, StageOutputs
 from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.plan import manifest_path
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import DYNAMIC, Array
 from trtdeploy.validation.options import ValidationOptions
@@ -36,10 +39,10 @@ def find_comparison(
     options: ValidationOptions,
     ledger: Ledger | None,
     split: Split,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     label_map: Sequence[int] | None,
 ) -> Comparison:
-    """Find what to hold the answers against: an ONNX file that is run here, or stages of the ledger."""
+    """Find what to hold the answers against: an ONNX file or a plan that is run here, or stages of the ledger."""
     recorded = ledger.stages if ledger is not None and ledger.path.exists() else {}
     baseline: dict[str, Any] | None = None
     baseline_outputs: StageOutputs | None = None
@@ -63,28 +66,57 @@ def _reference_outputs(
     path: Path,
     labels: tuple[str, ...] | None,
     split: Split,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     label_map: Sequence[int] | None,
 ) -> StageOutputs:
-    """Run an ONNX file over the split; its class scores come in the order of ``labels``."""
+    """Run an ONNX file or a plan over the split; its class scores come in the order of ``labels``."""
+    with _opened(path) as reference:
+        known = preprocessing or reference.preprocessing
+        if known is None:
+            raise UsageError(
+                f"Nothing says how images become the input of {path.name}.", hint="Give --preprocessing FILE.json."
+            )
+        return evaluate(
+            _in_order(reference, path.name, labels),
+            split,
+            known,
+            label_map=label_map,
+            batch_size=reference.batch_size,
+        ).outputs
+
+
+@dataclass(frozen=True)
+class _Reference:
+    predict: Callable[[Array], Array]
+    labels: tuple[str, ...] | None
+    preprocessing: Preprocessing | None
+    batch_size: int
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Reference]:
+    if manifest_path(path).exists():
+        with Engine.load(path) as engine:
+            manifest = engine.manifest
+            size = engine.inputs[0].shape[0] if engine.inputs[0].shape else 1
+            covered = [profile[engine.inputs[0].name].max[0] for profile in manifest.profiles]
+            batch = max(covered, default=_REFERENCE_BATCH) if size == DYNAMIC else size
+            yield _Reference(
+                plan_classifier(engine), manifest.labels, manifest.preprocessing, min(_REFERENCE_BATCH, batch)
+            )
+        return
     source = load_source(path)
-    predict = onnx_classifier(path)
-    own = source.labels
+    size = source.inputs[0].shape[0] if source.inputs[0].shape else 1
+    batch = _REFERENCE_BATCH if size == DYNAMIC else size
+    yield _Reference(onnx_classifier(path), source.labels, source.preprocessing, batch)
+
+
+def _in_order(reference: _Reference, name: str, labels: tuple[str, ...] | None) -> Callable[[Array], Array]:
+    """Return what predicts with the classes in the order of ``labels``."""
+    own = reference.labels
     if labels is None or own is None or own == labels:
-        in_order = predict
-    elif sorted(own) == sorted(labels):
-        columns = [own.index(label) for label in labels]
-
-        def in_order(batch: Array) -> Array:
-            return predict(batch)[:, columns]
-
-    else:
-        raise UsageError(f"The labels of {path.name} are not those of the model: the two cannot be compared.")
-    batch_size = source.inputs[0].shape[0] if source.inputs[0].shape else 1
-    return evaluate(
-        in_order,
-        split,
-        preprocessing,
-        label_map=label_map,
-        batch_size=_REFERENCE_BATCH if batch_size == DYNAMIC else batch_size,
-    ).outputs
+        return reference.predict
+    if sorted(own) != sorted(labels):
+        raise UsageError(f"The labels of {name} are not those of the model: the two cannot be compared.")
+    columns = [own.index(label) for label in labels]
+    return lambda batch: reference.predict(batch)[:, columns]

@@ -78,7 +78,7 @@ class VersionComparison(_Facts):
     largest_at: str | None
 
 
-def measure_instances(target: Target, split: Split, preprocessing: Preprocessing) -> InstanceConsistency:
+def measure_instances(target: Target, split: Split, preprocessing: Preprocessing | None) -> InstanceConsistency:
     """Send one request from several threads at once, often enough that every instance answers it.
 
     The request fills a whole batch. So Triton cannot join two of them, which would let a kernel add in another order:
@@ -87,7 +87,7 @@ def measure_instances(target: Target, split: Split, preprocessing: Preprocessing
     Raises:
         ServerError: A request failed, or was not answered with one row of finite scores per sample.
     """
-    samples = preprocessing.normalise(split.pixels(preprocessing, range(min(_SAMPLES, len(split)))))
+    samples = target.prepare(split, preprocessing, range(min(_SAMPLES, len(split))))
     most = max(1, _LARGEST_REQUEST_BYTES // samples[0].nbytes)
     size = 1 if target.input.shape[0] == 1 else min(target.max_batch_size or len(samples), most)
     batch = np.ascontiguousarray(np.resize(samples, (size, *samples.shape[1:])))

@@ -19,6 +19,7 @@ from trtdeploy.validation.consistency import Consistency, compare_versions, meas
 from trtdeploy.validation.invariance import measure_variation
 from trtdeploy.validation.options import Gate, ValidationOptions, ValidationReport
 from trtdeploy.validation.target import ServerTimes, Target
+from trtdeploy.validation.top_k import compare_top_k
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 _ROUNDING = 1e-9
@@ -89,11 +90,6 @@ def examine(
         LedgerError: An answer is not finite, or the ledger belongs to other samples.
     """
     preprocessing = options.preprocessing or target.preprocessing
-    if preprocessing is None:
-        raise UsageError(
-            f"{target.name} says nothing about preprocessing.",
-            hint="Give --preprocessing FILE.json, or use a model whose ONNX metadata carries it.",
-        )
     recorded = ledger.stages if ledger is not None and ledger.path.exists() else {}
     _check_comparable(options, float_stage="float" in recorded, onnx_stage="onnx" in recorded)
     label_map = map_labels(dataset, target.labels) if target.labels is not None else None
@@ -109,7 +105,7 @@ def examine(
     )
     instances = measure_instances(target, split, preprocessing) if options.max_instance_difference is not None else None
     # alone, before the load: what one caller sees, comparable with the other stages of the ledger
-    one = preprocessing.normalise(split.pixels(preprocessing, [0]))
+    one = target.prepare(split, preprocessing, [0])
     latency_ms = median_latency_ms(lambda: target.scores(one))
     against = find_comparison(target, options, ledger, split, preprocessing, label_map)
 
@@ -180,10 +176,10 @@ def _check_comparable(options: ValidationOptions, *, float_stage: bool, onnx_sta
         )
 
 
-def _check_interface(target: Target, preprocessing: Preprocessing, batch_size: int) -> None:
+def _check_interface(target: Target, preprocessing: Preprocessing | None, batch_size: int) -> None:
     """Refuse a target that does not take one batch of these images, before anything is sent."""
     wanted = target.input.shape
-    given = (batch_size, *preprocessing.sample_shape)
+    given = (batch_size, *target.sample_shape(preprocessing))
     if len(wanted) != len(given) or any(size not in (DYNAMIC, have) for size, have in zip(wanted, given, strict=True)):
         raise ShapeError(f"{target.name} takes {target.input}; the preprocessed images have shape {list(given)}.")
     if wanted[0] not in (DYNAMIC, 1):
@@ -258,6 +254,7 @@ def _report(
         variation_by_cause=found.variation,
         instances=found.instances,
         versions=found.versions,
+        top_k=compare_top_k(answers.outputs, against.expected, target.top_k) if target.top_k is not None else None,
         latency_ms={f"p{q:g}": percentile(answers.latencies_ms.tolist(), q) for q in PERCENTILES},
         throughput_per_s=n / answers.seconds,
         batch_size=options.batch_size,

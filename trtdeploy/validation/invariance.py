@@ -18,7 +18,7 @@ _REPEATS = 4
 
 
 def measure_variation(
-    target: Target, split: Split, preprocessing: Preprocessing, *, concurrency: int = 4
+    target: Target, split: Split, preprocessing: Preprocessing | None, *, concurrency: int = 4
 ) -> dict[str, float]:
     """Ask for the same samples in several ways and return the largest change of a score by its cause.
 
@@ -36,7 +36,7 @@ def measure_variation(
     limit = target.max_batch_size or _SAMPLES
     if target.input.shape[0] == 1:
         limit = 1
-    batch = preprocessing.normalise(split.pixels(preprocessing, range(min(_SAMPLES, len(split)))))
+    batch = target.prepare(split, preprocessing, range(min(_SAMPLES, len(split))))
     first, reference = (
         np.concatenate([rows(target, batch[index : index + 1]) for index in range(len(batch))]) for _ in range(2)
     )

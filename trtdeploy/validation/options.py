@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.statistics import Interval
 from trtdeploy.validation.consistency import InstanceConsistency, VersionComparison
+from trtdeploy.validation.top_k import TopK
 
 
 class ValidationOptions(BaseModel):
@@ -82,6 +83,7 @@ class ValidationReport(BaseModel):
             batch.
         instances: Whether all instances answer alike; None where it was not measured.
         versions: The answers against those of other versions.
+        top_k: The classes that a pipeline has named; None where all are scored.
         latency_ms: Percentiles of the time of one request, with 95% intervals.
         throughput_per_s: Samples per second, preprocessing included.
         batch_size: Samples per request.
@@ -104,6 +106,7 @@ class ValidationReport(BaseModel):
     variation_by_cause: dict[str, float] | None = None
     instances: InstanceConsistency | None = None
     versions: tuple[VersionComparison, ...] = ()
+    top_k: TopK | None = None
     latency_ms: dict[str, Interval]
     throughput_per_s: float
     batch_size: int

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trtdeploy.classifiers import plan_classifier
+from trtdeploy.datasets.dataset import Split
 from trtdeploy.engine import Engine
+from trtdeploy.errors import UsageError
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import Array, TensorSpec
 
@@ -69,6 +73,9 @@ class Target(ABC):
         labels: Its class names, if it knows.
         source: Where the answers come from, for the ledger.
         timeout_s: How long one request may take at most; None where there is no limit.
+        takes_files: Whether it takes image files as they are, and not model input.
+        top_k: How many classes it scores per sample, the best ones; None where it scores all of them.
+        loop: The event loop that it can be asked in; None where it can only be asked with blocking calls.
         instances: How many batches it computes at a time: instances, times the contexts of each.
     """
 
@@ -83,9 +90,43 @@ class Target(ABC):
     timeout_s: float | None = None
     instances: int = 1
 
+    takes_files: bool = False
+    top_k: int | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+
     @abstractmethod
     def scores(self, batch: Array) -> Array:
-        """Return the class scores of a batch of model input."""
+        """Return the class scores of a batch that ``prepare`` has made."""
+
+    async def awaited_scores(self, batch: Array) -> Array:
+        """Return the same without blocking; only where there is a ``loop``, and in that loop."""
+        raise NotImplementedError
+
+    def prepare(self, split: Split, preprocessing: Preprocessing | None, indices: Sequence[int]) -> Array:
+        """Return some samples as the target takes them.
+
+        Raises:
+            DataError: An image cannot be read.
+            UsageError: Nothing says how images become input.
+        """
+        known = self._known(preprocessing)
+        return known.normalise(split.pixels(known, indices))
+
+    def sample_shape(self, preprocessing: Preprocessing | None) -> tuple[int, ...]:
+        """Return the shape of one sample that ``prepare`` makes, -1 where it differs from sample to sample.
+
+        Raises:
+            UsageError: Nothing says how images become input.
+        """
+        return self._known(preprocessing).sample_shape
+
+    def _known(self, preprocessing: Preprocessing | None) -> Preprocessing:
+        if preprocessing is None:
+            raise UsageError(
+                f"{self.name} says nothing about preprocessing.",
+                hint="Give --preprocessing FILE.json, or use a model whose ONNX metadata carries it.",
+            )
+        return preprocessing
 
     def server_totals(self) -> ServerTotals | None:
         """Return what a server has counted so far; None where there is no server."""

@@ -15,6 +15,7 @@ from trtdeploy.triton.client.failures import (
 )
 from trtdeploy.triton.client.grpc import GrpcClient
 from trtdeploy.triton.client.http import HttpClient
+from trtdeploy.triton.client.looped import LoopedClient
 from trtdeploy.triton.client.messages import Reply
 from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits, parse_headers
 from trtdeploy.triton.client.served_model import ServedModel
@@ -32,6 +33,7 @@ __all__ = [
     "GrpcStreamClient",
     "HttpClient",
     "InferenceClient",
+    "LoopedClient",
     "Reply",
     "RequestLimits",
     "RequestTimeoutError",

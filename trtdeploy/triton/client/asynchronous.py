@@ -53,6 +53,11 @@ class AsyncInferenceClient(ABC):
         """How long one try of a request may take."""
         return self.limits.timeout_s
 
+    @property
+    def transport(self) -> str:
+        """How requests travel, in words: "grpc asyncio"."""
+        return f"{self.endpoint.protocol} asyncio"
+
     async def describe(self, name: str, version: str = "") -> ServedModel:
         """Ask the server about a model.
 

@@ -62,6 +62,11 @@ class InferenceClient(ABC):
         """How long one try of a request may take."""
         return self.limits.timeout_s
 
+    @property
+    def transport(self) -> str:
+        """How requests travel, in words: "grpc shared-memory"."""
+        return f"{self.endpoint.protocol}{' shared-memory' if self._regions is not None else ''}"
+
     def describe(self, name: str, version: str = "") -> ServedModel:
         """Ask the server about a model.
 

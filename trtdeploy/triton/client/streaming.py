@@ -42,6 +42,11 @@ class GrpcStreamClient(GrpcClient):
         self._opening = threading.Lock()
         self._stream: _Stream | None = None
 
+    @property
+    def transport(self) -> str:
+        """How requests travel, in words: "grpc stream"."""
+        return f"grpc stream{' shared-memory' if self._regions is not None else ''}"
+
     def _exchange(self, request: Request, t: Try) -> Any:
         stream = self._running_stream()
         number, answer = stream.send(request, t)

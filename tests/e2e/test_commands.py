@@ -85,6 +85,7 @@ def test_help_explains_every_option(command: str) -> None:
     elif command != "quickstart":  # which has a folder and a table of its own
         assert "--json" in done.stdout
     assert done.stdout == invoke(command, "-h").stdout
+    assert not re.search(r"\w \.\s", done.stdout), "words were taken for markup"
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
@@ -112,6 +113,16 @@ def test_an_unknown_option_ends_with_exit_code_2(command: list[str]) -> None:
     assert done.exit_code == 2
     assert "--no-such-option" in done.stderr
     assert done.stdout == ""
+
+
+def test_names_with_brackets_are_shown_as_they_are(here: Path) -> None:
+    folder = here / "a["
+    folder.mkdir()
+    for name in ("a[/b]c.timing", "x[bold]y.timing"):
+        (here / name).write_bytes(b"")
+        done = invoke("cache", "show", name)
+        assert done.exit_code == 1, done.stderr
+        assert name in done.stdout
 
 
 def test_an_unknown_command_ends_with_exit_code_2() -> None:

@@ -100,10 +100,13 @@ def print_json(facts: Any) -> None:
 
 
 class Output(Console):
-    """stdout for tables: wide where it is no terminal; a reader that has ended is reported as by ``typer.echo``."""
+    """stdout for tables: wide where it is no terminal; a reader that has ended is reported as by ``typer.echo``.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, **options)
+    Names of files and layers may hold brackets, so that nothing is taken for markup unless asked for.
+    """
+
+    def __init__(self, *, markup: bool = False, **options: Any) -> None:
+        super().__init__(highlight=False, markup=markup, **options)
         if not self.is_terminal:
             self.width = _FILE_COLUMNS
 

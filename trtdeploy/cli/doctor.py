@@ -47,7 +47,7 @@ def doctor(
         if as_json:
             print_json({**report.model_dump(mode="json"), "healthy": report.healthy})
         else:
-            print_report(report, Output())
+            print_report(report, Output(markup=True))
         if not report.healthy:
             raise typer.Exit(GateError.exit_code)
 

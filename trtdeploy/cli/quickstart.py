@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from trtdeploy.cli.console import Bars, door, interrupt, print_json
+from trtdeploy.cli.console import Bars, Output, door, interrupt, print_json
 
 if TYPE_CHECKING:
     from trtdeploy.quickstart import QuickstartResult
@@ -66,7 +67,7 @@ def quickstart(
         def announce(title: str, command: str) -> None:
             bars.finish()
             console.print(f"\n[bold]{title}[/bold]  [dim]{time.monotonic() - start:.0f} s[/dim]")
-            console.print(f"[dim]$ {command}[/dim]")
+            console.print(f"[dim]$ {escape(command)}[/dim]")
 
         bars = Bars()
         try:
@@ -107,7 +108,7 @@ def _print_result(result: QuickstartResult, *, seconds: float) -> None:
             "-" if agreement is None else f"{agreement:.2f} %",
             "-" if record.latency_ms is None else f"{record.latency_ms:.2f} ms",
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = Output(soft_wrap=True)
     console.print()
     console.print(table)
     validation = result.validation

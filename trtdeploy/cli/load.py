@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,18 +72,21 @@ def load(
     with door(), Bars() as bars:
         from trtdeploy.load import Arrivals, ClosedLoop, OpenLoop, WindowOptions, measure, search_rate
         from trtdeploy.load.requests import make_requests
+        from trtdeploy.load.sending import sending
         from trtdeploy.triton.encoded import served_target
 
         options = WindowOptions(
             warm_up_s=warm_up, window_s=window, max_windows=max_windows, stability_percent=stability_percent
         )
-        with connected(url, connection, transport, timeout_s=timeout) as client:
+        with ExitStack() as stack:
+            client = stack.enter_context(connected(url, connection, transport, timeout_s=timeout))
             target = served_target(client, model, version)
             inputs = make_requests(target, data=data, batch_size=batch_size, seed=seed)
+            send = stack.enter_context(sending(client, target, inputs, version=version))
 
             def measured(arrivals: Arrivals, label: str, windows: WindowOptions = options) -> LoadPoint:
                 return measure(
-                    lambda number: target.scores(inputs[number % len(inputs)]),
+                    send,
                     arrivals,
                     windows,
                     batch_size=batch_size,

@@ -40,8 +40,9 @@ def search_rate(measure_rate: MeasureRate, *, p99_ms: float, capacity_per_s: flo
     """Bisect the rate between 0 and the capacity of a closed loop, then confirm the answer with more requests.
 
     Other work on a machine makes a server slower, never faster. So a rate that breaks the promise, but at which the
-    server kept pace and answered half of the requests in time, is measured twice before that counts. Where no rate fails, the closed loop has not found the
-    capacity, and higher ones are tried. A rate that the longer measurement does not confirm gives way to the next one.
+    server kept pace and answered half of the requests in time, is measured twice before that counts. Where no rate
+    fails, the closed loop has not found the capacity, and higher ones are tried. A rate that the longer measurement
+    does not confirm gives way to the next one.
 
     Args:
         measure_rate: Measures a rate.

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trtdeploy.errors import GateError, ModelError, ServerError, ShapeError
-from trtdeploy.load.arrivals import ClosedLoop
+from trtdeploy.load.arrivals import ClosedLoop, Send
 from trtdeploy.load.choice import SweepPoint, ranked
 from trtdeploy.load.measurement import STABLE_WINDOWS, LoadPoint, WindowOptions, measure
 from trtdeploy.load.requests import make_requests
 from trtdeploy.load.results import Refused, SweepResults
+from trtdeploy.load.sending import sending
 from trtdeploy.load.space import Candidate, SweepSpace
 from trtdeploy.runtimes.onnxruntime.cpu import processor_name, usable_cores
-from trtdeploy.triton.client import connect
+from trtdeploy.triton.client import InferenceClient, connect
 from trtdeploy.triton.installation import Installation
 from trtdeploy.triton.retune import Deployed
 from trtdeploy.triton.served import ServedTarget
@@ -161,14 +162,13 @@ class Sweep:
             self.deployed.copied(candidate.applied_to(self.deployed.options)) as repository,
             TritonServer(repository, self.installation, http_port=0, grpc_port=0, metrics_port=0) as server,
             connect(server.grpc_url, timeout_s=self.timeout_s) as client,
+            self._requests(client) as (target, send),
         ):
-            target = ServedTarget(client, self.deployed.folder.name)
-            requests = make_requests(target, data=self.data, batch_size=self.batch_size, seed=self.seed)
 
             def measure_at(concurrency: int, windows: WindowOptions) -> LoadPoint:
                 label = f"{candidate}; concurrency {concurrency}"
                 return measure(
-                    lambda number: target.scores(requests[number % len(requests)]),
+                    send,
                     ClosedLoop(concurrency),
                     windows,
                     batch_size=self.batch_size,
@@ -177,3 +177,10 @@ class Sweep:
                 )
 
             yield measure_at
+
+    @contextmanager
+    def _requests(self, client: InferenceClient) -> Iterator[tuple[ServedTarget, Send]]:
+        target = ServedTarget(client, self.deployed.folder.name)
+        requests = make_requests(target, data=self.data, batch_size=self.batch_size, seed=self.seed)
+        with sending(client, target, requests) as send:
+            yield target, send

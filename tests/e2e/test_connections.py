@@ -45,6 +45,7 @@ from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.repository import package
 from trtdeploy.triton.server import TritonServer
 from trtdeploy.triton.server_options import ServerOptions
+from trtdeploy.triton.versions import publish
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")
@@ -103,14 +104,15 @@ class Guarded:
 @pytest.fixture(scope="module")
 def guarded(qdq_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
-    package(qdq_plan.path, folder / "models", "digits")
+    publish(qdq_plan.path, folder / "models", "digits")
     authority, other = Authority(folder, "authority"), Authority(folder, "other")
     ours, key = authority.sign("server", "DNS:localhost,IP:127.0.0.1")
     options = ServerOptions(
         grpc_tls_cert=ours,
         grpc_tls_key=key,
         grpc_tls_root=authority.certificate,
-        restrict=(f"inference:{HTTP_KEY}={SECRET}",),
+        restrict=(f"inference,model-repository:{HTTP_KEY}={SECRET}",),
+        explicit=True,
     )
     with (
         run_server(folder / "models", options) as server,
@@ -193,7 +195,7 @@ def test_tls_and_plain_do_not_meet_silently(guarded: Guarded) -> None:
     with pytest.raises(ServerUnavailableError, match=r"Does it want TLS \(grpcs://\)"):
         asked(plain, None, {"input": images(1)})
     no_tls_there = guarded.server.http_url.replace("http:", "https:")
-    with pytest.raises(TlsError, match="speak TLS at this port"):
+    with pytest.raises(ServerUnavailableError, match="speak TLS at this port"):
         asked(no_tls_there, guarded.options("https"), {"input": images(1)})
 
 
@@ -218,6 +220,34 @@ def test_commands_take_certificates_and_headers_and_keep_the_secret(
     assert "the value that was sent is not the right one" in " ".join(refused.stderr.split())
     left = "".join(path.read_text() for path in tmp_path.glob("*.json"))
     assert SECRET not in done.output + refused.output + left
+
+
+def test_promotion_and_the_check_of_what_is_served_take_them_too(guarded: Guarded, tmp_path: Path) -> None:
+    options = guarded.options("https")
+    how = ["--url", guarded.https, "--ca-certificate", options.ca_certificate, "--client-certificate",
+           options.client_certificate, "--client-key", options.client_key]  # fmt: skip
+    with_key = [*how, "--header", f"{HTTP_KEY}={SECRET}"]
+    promotion = ["promote", "--name", "digits", "--repository", guarded.server.repository]
+    checking = ["check", guarded.server.repository]
+
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+    done = run(*promotion, *with_key, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["answered_by"] == {"1": 2}
+    assert run(*checking, *with_key).exit_code == 0
+    for command in (promotion, checking):
+        refused = run(*command, *how)
+        assert refused.exit_code == 3
+        assert f"Give --header {HTTP_KEY}=VALUE" in refused.stderr
+        strange = run(*command, "--url", guarded.https, "--header", f"{HTTP_KEY}={SECRET}")
+        assert strange.exit_code == 3
+        assert "Give --ca-certificate" in strange.stderr
+        assert SECRET not in done.output + refused.output + strange.output
+        nowhere = run(*command, "--header", f"{HTTP_KEY}={SECRET}")
+        assert nowhere.exit_code == 2
+        assert "Give --url" in nowhere.stderr
 
 
 @pytest.mark.parametrize(

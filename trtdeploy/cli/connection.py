@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtdeploy.errors import UsageError
+
 if TYPE_CHECKING:
     from trtdeploy.triton.client import ConnectionOptions, InferenceClient
 
@@ -50,6 +52,16 @@ class ConnectionFlags:
     def given(self) -> bool:
         """Whether there are any."""
         return bool(self.ca_certificate or self.client_certificate or self.client_key or self.header)
+
+    def options_for(self, url: str | None) -> ConnectionOptions:
+        """Return them checked, for a command whose ``--url`` may be left out.
+
+        Raises:
+            UsageError: As for ``options``, or there is no server that they are for.
+        """
+        if url is None and self.given:
+            raise UsageError("Certificates and headers are for a server.", hint="Give --url, or leave them out.")
+        return self.options()
 
     def options(self) -> ConnectionOptions:
         """Return them checked.

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtdeploy.cli.connection import ConnectionFlags
 from trtdeploy.cli.console import door, finite_seconds, print_json
+from trtdeploy.cli.option_groups import with_option_groups
 from trtdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ Name = Annotated[str, typer.Option("--name", help="Model name in Triton.")]
 Repository = Annotated[str, typer.Option("--repository", help="The model repository, or its URL (s3://...).")]
 Url = Annotated[
     str | None,
-    typer.Option("--url", help="http://HOST:PORT of a server with explicit model control: test there, then exchange."),
+    typer.Option("--url", help="http(s)://HOST:PORT of an explicit-mode server: test there, then exchange."),
 ]
 LoadTimeout = Annotated[
     float,
@@ -29,11 +31,11 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a config that was 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command()(promote)
-    app.command()(rollback)
+    app.command()(with_option_groups(promote))
+    app.command()(with_option_groups(rollback))
     app.command()(versions)
     app.command()(prune)
-    app.command()(check)
+    app.command()(with_option_groups(check))
 
 
 def promote(
@@ -44,10 +46,12 @@ def promote(
     timeout: LoadTimeout = 120.0,
     force: Force = False,
     as_json: AsJson = False,
+    *,
+    connection: ConnectionFlags,
 ) -> None:
     """Make a version the one that is served; on a running server too if --url is given."""
     with door():
-        _change("promote", name, repository, version, url, timeout, force, as_json)
+        _change("promote", name, repository, version, url, timeout, force, as_json, connection)
 
 
 def rollback(
@@ -60,10 +64,12 @@ def rollback(
     timeout: LoadTimeout = 120.0,
     force: Force = False,
     as_json: AsJson = False,
+    *,
+    connection: ConnectionFlags,
 ) -> None:
     """Make the version the one that is served that was so before."""
     with door():
-        _change("rollback", name, repository, version, url, timeout, force, as_json)
+        _change("rollback", name, repository, version, url, timeout, force, as_json, connection)
 
 
 def _change(
@@ -75,6 +81,7 @@ def _change(
     timeout: float,
     force: bool,
     as_json: bool,
+    connection: ConnectionFlags,
 ) -> None:
     from trtdeploy.triton import versions as offline
     from trtdeploy.triton.promotion import promote_live
@@ -85,9 +92,12 @@ def _change(
             f"--url tests and exchanges versions on a server of a local repository; {repository} is remote.",
             hint="Promote without --url, then let the server load the model.",
         )
+    options = connection.options_for(url)
     with checked_out(repository, name) as root:
         if url is not None:
-            done = promote_live(root, name, version, url=url, timeout_s=timeout, step=step, force=force)
+            done = promote_live(
+                root, name, version, url=url, timeout_s=timeout, step=step, force=force, options=options
+            )
         elif step == "rollback":
             done = offline.rollback(root, name, version, force=force)
         else:
@@ -179,9 +189,11 @@ def check(
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option("--url", help="http://HOST:PORT of its server: compare also what is served with the repository."),
+        typer.Option("--url", help="http(s)://HOST:PORT of its server: compare what is served with the repository."),
     ] = None,
     as_json: AsJson = False,
+    *,
+    connection: ConnectionFlags,
 ) -> None:
     """Check every model's config by Triton's rules, without a server; exit code 1 if it would refuse one.
 
@@ -198,8 +210,9 @@ def check(
             for name in model_names(repository)
             for finding in check_config(read_text(repository / name / CONFIG_FILE), repository / name, gpus=gpus)
         ]
+        options = connection.options_for(url)
         if url is not None:
-            found += find_drift(repository, url)
+            found += find_drift(repository, url, options=options)
         if as_json:
             print_json(
                 [

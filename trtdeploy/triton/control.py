@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trtdeploy.errors import ServerError, UsageError
+from trtdeploy.triton.client.connecting import parse_endpoint
+from trtdeploy.triton.client.failures import AccessDeniedError, Failures
+from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.tls import ssl_context
 
 _POLL_S = 0.05
 _SHORT_S = 5.0
@@ -29,24 +34,28 @@ class ModelControl:
     A call takes at most ``timeout_s`` in all, also where the server sends byte by byte.
 
     Args:
-        url: ``http://host:port``.
+        url: ``http://host:port``, or ``https://host:port``.
         timeout_s: How long a load may take.
+        options: Certificates and headers.
 
     Raises:
-        UsageError: The URL has another form.
+        UsageError: The URL has another form, or the certificates do not fit together.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError:  # a port that is no number, a bracket that is not closed
-            host = port = None
-        if host is None or port is None or parts.scheme != "http":
-            raise UsageError(f"{url!r} is not the HTTP URL of a Triton server.", hint="Example: http://127.0.0.1:8000")
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, *, timeout_s: float = 120.0, options: ConnectionOptions | None = None) -> None:
+        options = options or ConnectionOptions()
+        endpoint = parse_endpoint(url, options)
+        if endpoint.protocol != "http":
+            raise UsageError(
+                f"{endpoint.url} is not the HTTP URL of a Triton server.", hint="Example: http://127.0.0.1:8000"
+            )
+        self.url = endpoint.url
         self.timeout_s = timeout_s
-        self._host, self._port = host, port
+        parts = urlsplit(self.url)
+        self._host, self._port = parts.hostname or "", parts.port
+        self._context = ssl_context(options) if endpoint.tls else None
+        self._headers = options.plain_headers()
+        self._failures = Failures(endpoint, options, RequestLimits(timeout_s=timeout_s))
 
     def loaded(self) -> dict[str, list[int]]:
         """Return the versions of each model that the server has loaded, ascending.
@@ -119,6 +128,9 @@ class ModelControl:
         if status == http.HTTPStatus.OK:
             return content
         text = content.decode(errors="replace")[:_SHOWN_CHARACTERS]
+        meant = self._failures.status(str(status), text)
+        if isinstance(meant, AccessDeniedError):
+            raise meant
         hint = None
         if "explicit" in text or "polling" in text or "not allowed" in text:
             hint = "Start the server with explicit model control: trtdeploy serve REPOSITORY --explicit"
@@ -137,7 +149,11 @@ class ModelControl:
     def _exchange(self, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
         """Send one request; http.client's own timeout begins anew with every byte, so a timer ends the whole."""
         # http.client asks no proxy that the environment names: it has no business in front of a server's control
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        connection = (
+            http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+            if self._context is None
+            else http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._context)
+        )
         late = threading.Event()
         try:
             connection.connect()
@@ -145,7 +161,8 @@ class ModelControl:
             timer.daemon = True
             timer.start()
             try:
-                connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+                content_type = {"Content-Type": "application/json"} if body else {}
+                connection.request(method, path, body, content_type | self._headers)
                 answer = connection.getresponse()
                 content = answer.read(_LARGEST_ANSWER_BYTES)
             finally:
@@ -153,7 +170,9 @@ class ModelControl:
             if late.is_set():
                 raise TimeoutError
             return answer.status, content
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: TLS, after the timer
+            if isinstance(error, ssl.SSLError) and not late.is_set() and not isinstance(error, TimeoutError):
+                raise self._failures.explain(error) from error
             if late.is_set() or isinstance(error, TimeoutError):
                 raise ServerError(
                     f"The server at {self.url} did not answer {path} within {timeout_s:g} s.",

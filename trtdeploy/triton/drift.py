@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trtdeploy.triton.client import ConnectionOptions
 from trtdeploy.triton.config import Finding
 from trtdeploy.triton.control import ModelControl
 from trtdeploy.triton.promotion import candidates
@@ -11,12 +12,15 @@ from trtdeploy.triton.repository import model_names
 from trtdeploy.triton.versions import served_versions
 
 
-def find_drift(repository: str | Path, url: str) -> list[tuple[str, Finding]]:
+def find_drift(
+    repository: str | Path, url: str, *, options: ConnectionOptions | None = None
+) -> list[tuple[str, Finding]]:
     """Compare what a server serves with what its repository says; nothing is changed.
 
     Args:
         repository: The repository that the server serves.
         url: ``http://host:port`` of the server.
+        options: Certificates and headers for it.
 
     Returns:
         Pairs of a model and what is wrong with it: versions that are served and should not be, or the other way round,
@@ -27,7 +31,7 @@ def find_drift(repository: str | Path, url: str) -> list[tuple[str, Finding]]:
         RepositoryError: There is no such repository, or a config in it is damaged.
     """
     root, where = Path(repository), f"server at {url}"
-    control = ModelControl(url)
+    control = ModelControl(url, options=options)
     loaded, reasons = control.loaded(), control.reasons()
     found = []
     for name in model_names(root):

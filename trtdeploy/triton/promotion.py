@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trtdeploy.errors import GateError, RepositoryError, ServerError, TrtDeployError
-from trtdeploy.triton.client import connect
+from trtdeploy.triton.client import ConnectionOptions, connect
 from trtdeploy.triton.control import ModelControl
 from trtdeploy.triton.history import Step, read_history, write_history
 from trtdeploy.triton.repository import versions
@@ -52,6 +52,7 @@ def promote_live(
     timeout_s: float = 120.0,
     step: Step = "promote",
     force: bool = False,
+    options: ConnectionOptions | None = None,
 ) -> Promotion:
     """Make a version the active one, on a server too.
 
@@ -63,6 +64,7 @@ def promote_live(
         timeout_s: How long each load may take.
         step: "promote" or "rollback".
         force: As for ``promote``.
+        options: Certificates and headers for the server.
 
     Raises:
         ServerError: The server cannot load it, or does not answer. The old version is active and serves, or the message
@@ -70,7 +72,7 @@ def promote_live(
         GateError: It answers the known sample otherwise than the plan did. The old version is active and serves.
         RepositoryError: As for ``promote``.
     """
-    control = ModelControl(url, timeout_s=timeout_s)
+    control = ModelControl(url, timeout_s=timeout_s, options=options)
     with editing(repository, name) as folder:
         if step == "rollback" and version is None:
             version = previous_version(folder)
@@ -80,12 +82,12 @@ def promote_live(
         before = active_version(folder)
         _take_candidates_out(control, name)
         with _candidate(control, folder, number) as candidate:
-            answered = _test(url, folder, number, candidate, timeout_s)
+            answered = _test(url, folder, number, candidate, timeout_s, options)
         done = activate(folder, number, step=step, force=force)
         try:
             control.load(name)
             control.wait_until_ready(name, number)
-            answered += _test(url, folder, number, name, timeout_s)
+            answered += _test(url, folder, number, name, timeout_s, options)
         except BaseException as error:
             if before is not None and before != number:
                 _go_back(control, folder, before, error)
@@ -160,7 +162,9 @@ def _candidate(control: ModelControl, folder: Path, number: int) -> Iterator[str
             logger.warning("%s may still be loaded on %s: %s", name, control.url, error.message)
 
 
-def _test(url: str, folder: Path, number: int, name: str, timeout_s: float) -> Counter[str]:
+def _test(
+    url: str, folder: Path, number: int, name: str, timeout_s: float, options: ConnectionOptions | None
+) -> Counter[str]:
     """Ask a served model for the known sample as clients do, without a version, and count which version has answered.
 
     For a moment after an exchange, requests that were on their way may still get the old version.
@@ -170,7 +174,7 @@ def _test(url: str, folder: Path, number: int, name: str, timeout_s: float) -> C
         return Counter()
     inputs, expected = pair
     deadline = time.monotonic() + timeout_s
-    with connect(url, timeout_s=timeout_s) as client:
+    with connect(url, timeout_s=timeout_s, options=options) as client:
         model = client.describe(name, str(number))
         while True:
             reply = client.request(model, inputs, any_version=True)

@@ -68,14 +68,16 @@ class Failures:
 
     def explain(self, error: Exception) -> ServerError:
         """Return the error of ours for one that a library has raised; raise again what no server can have caused."""
+        if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):  # hung up, for whatever reason
+            return self.unavailable(str(error))
+        if isinstance(error, ssl.SSLError):
+            return self._no_tls(str(error))
         from tritonclient.utils import InferenceServerException
 
         if isinstance(error, InferenceServerException):
             return self.status(str(error.status()), str(error.message()))
         if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
             return self.too_late()
-        if isinstance(error, ssl.SSLError):
-            return self._no_tls(str(error))
         if isinstance(error, ConnectionError):
             return self.unavailable(str(error) or type(error).__name__)
         if isinstance(
@@ -143,7 +145,7 @@ class Failures:
         )
 
     def _no_tls(self, reason: str) -> TlsError:
-        hint = "Does the server speak TLS at this port? Does it want a --client-certificate?"
+        hint = self._reach_hint()
         if re.search(r"CERTIFICATE_VERIFY_FAILED|certificate verify failed", reason):
             hint = "Give --ca-certificate with the authority that has signed the server's certificate."
         if _WRONG_NAME.search(reason):
@@ -162,7 +164,10 @@ class Failures:
 
     def _reach_hint(self) -> str:
         if self._endpoint.tls:
-            return f"{_PLAIN_HINT} Does it want a --client-certificate that its authority has signed?"
+            return (
+                "Is it running, and does it speak TLS at this port? Does it want a --client-certificate that its "
+                "authority has signed?"
+            )
         return f"{_PLAIN_HINT} Does it want TLS ({self._endpoint.protocol}s://)?"
 
     def _deadline(self) -> str:

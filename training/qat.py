@@ -51,8 +51,7 @@ _COMMON: Mapping[str, Any] = MappingProxyType(
 def default_schedule(dataset: Dataset) -> Schedule:
     """Return the schedule of ``qat`` where no option says otherwise: 200 steps of 128 images, or 3 epochs of digits.
 
-    The learning rate for digits is about 1% of that of ``fit``, the user guide's rule; elsewhere it is higher,
-    so that a network that calibration broke recovers within the steps.
+    The learning rate is about 1% of that with which the float network is trained, the user guide's rule.
     """
     if dataset.name == "digits":
         return Schedule(epochs=3, batch_size=32, learning_rate=5e-5, augmentation=Augmentation(shift_px=2), **_COMMON)
@@ -61,7 +60,7 @@ def default_schedule(dataset: Dataset) -> Schedule:
         epochs=-(-DEFAULT_MAX_STEPS // steps_per_epoch),
         max_steps=DEFAULT_MAX_STEPS,
         batch_size=128,
-        learning_rate=2e-4,
+        learning_rate=2e-5,
         **_COMMON,
     )
 

@@ -39,7 +39,7 @@ class Schedule(BaseModel):
     final_share: float = Field(default=0.01, ge=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     freeze_batch_norm_after: float = Field(default=1.0, ge=0, le=1)
-    range_learning_rate: float = Field(default=0.05, gt=0)
+    range_learning_rate: float = Field(default=0.005, gt=0)
     regularise: bool = True
     augmentation: Augmentation = Augmentation()
     seed: int = Field(default=0, ge=0)

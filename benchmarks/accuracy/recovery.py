@@ -169,18 +169,26 @@ def table_of(facts: Mapping[str, Any]) -> Table:
             "{value:.2f} [{low:.2f}, {high:.2f}]".format(**run["test_top1"]),
             beside(name, "float"),
             beside(name, f"control-{name[-1]}"),
+            _kept(run.get("training")) if name.startswith("qat") else "",
             f"{run['seconds']:.0f}" if "seconds" in run else "",
         )
         for name, run in facts["runs"].items()
     ]
     return Table(
         "Does QAT bring back a network that max calibration broke?",
-        ("run", "test top-1 %", "against float (paired)", "against its control (paired)", "seconds"),
+        ("run", "test top-1 %", "against float (paired)", "against its control (paired)", "kept", "seconds"),
         tuple(rows),
         f"EfficientNet-B0, CIFAR-10 at 64x64, {facts['test_images']} test images; {len(facts['seeds'])} seed(s), "
         f"{facts['schedule']['max_steps']} steps of {facts['schedule']['batch_size']} images. QAT starts from "
-        "ptq-max; a control is the float network fine-tuned equally long.",
+        "ptq-max; a control is the float network fine-tuned equally long. Kept is the better on dev of the start, with "
+        "the ranges that learning began with, and the trained state.",
     )
+
+
+def _kept(training: Mapping[str, Any] | None) -> str:
+    if training is None:
+        return ""
+    return "the start" if training["best_epoch"] == 0 else f"epoch {training['best_epoch']}"
 
 
 def _float(bench: Bench) -> Any:

@@ -65,14 +65,17 @@ def picture(seed: int, size: tuple[int, int] = (48, 40), kind: str = "JPEG") -> 
     return stream.getvalue()
 
 
-def bomb() -> bytes:
-    """A PNG of a few bytes that claims 60000x60000 pixels."""
+def png(side: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG that claims ``side`` x ``side`` pixels, of these chunks."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), *chunks, (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return content
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+def zeros(count: int) -> bytes:
+    return zlib.compress(b"\0" * count)
 
 
 def ask(client: Any, files: list[bytes]) -> tuple[Any, Any]:
@@ -102,7 +105,8 @@ def test_files_of_several_sizes_and_kinds_in_one_request(client: Any, engine: En
 
 
 BAD = {
-    "bomb": (bomb(), "3600000000 pixels"),
+    "bomb": (png(60000, (b"IDAT", zeros(1000))), "3600000000 pixels"),
+    "bomb-in-text": (png(32, (b"zTXt", b"a\0\0" + zeros(64 << 20))), "cannot be decoded: Decompressed data too large"),
     "truncated": (picture(4, (200, 200))[:5000], "cannot be decoded: .*truncated"),
     "no image": (b"GET / HTTP/1.1\r\n", "16 bytes are no JPEG, PNG"),
     "empty": (b"", "0 bytes are no JPEG, PNG"),

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from trtdeploy.errors import ShapeError
 from trtdeploy.tensors import Array, TensorSpec, dtype_to_triton
 
 BYTES = "BYTES"
+LARGEST_MESSAGE_BYTES = 2**31 - 1
+"""What gRPC and protobuf carry in one message (protobuf.dev, "Proto Limits"). Over HTTP a Triton without
+``--http-max-input-size`` would take any request into its memory before it looks at it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,12 @@ class Request:
     regions: Mapping[str, Region] = field(default_factory=dict)
 
     def for_client(self, module: Any) -> tuple[list[Any], list[Any]]:
-        """Return the inputs and the wanted outputs as objects of ``tritonclient.grpc`` or ``tritonclient.http``."""
+        """Return the inputs and the wanted outputs as objects of ``tritonclient.grpc`` or ``tritonclient.http``.
+
+        Raises:
+            ShapeError: The inputs are larger than a message may be.
+        """
+        self._check_size()
         inputs, outputs = [], []
         for name, array in self.inputs.items():
             tensor = module.InferInput(name, list(array.shape), triton_dtype(array))
@@ -61,9 +70,14 @@ class Request:
         return inputs, outputs
 
     def as_protobuf(self, *, request_id: str, timeout_us: int | None) -> Any:
-        """Return the ``ModelInferRequest`` of the KServe protocol."""
+        """Return the ``ModelInferRequest`` of the KServe protocol.
+
+        Raises:
+            ShapeError: The inputs are larger than a message may be.
+        """
         from tritonclient.grpc import service_pb2
 
+        self._check_size()
         message = service_pb2.ModelInferRequest(model_name=self.model, model_version=self.version, id=request_id)
         if timeout_us is not None:
             message.parameters["timeout"].int64_param = timeout_us
@@ -79,6 +93,24 @@ class Request:
             if spec.name in self.regions:
                 _point(wanted, self.regions[spec.name])
         return message
+
+    def _check_size(self) -> None:
+        """Refuse what no server takes before it is copied, let alone sent."""
+        inline = {name: _byte_size(array) for name, array in self.inputs.items() if name not in self.regions}
+        total = sum(inline.values())
+        if total > LARGEST_MESSAGE_BYTES:
+            largest = max(inline, key=lambda name: inline[name])
+            raise ShapeError(
+                f"A request to {self.model} with {total / 2**30:.1f} GiB is too large: a message carries less than "
+                f"2 GiB. The input {largest!r} has the shape {list(self.inputs[largest].shape)}.",
+                hint="Send fewer samples in a request.",
+            )
+
+
+def _byte_size(array: Array) -> int:
+    if array.dtype != np.object_:
+        return int(array.nbytes)
+    return sum(len(element) + 4 for element in array.flat)  # after its length, each
 
 
 def _point(tensor: Any, region: Region) -> None:

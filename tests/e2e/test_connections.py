@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -343,13 +346,25 @@ def test_a_stream_that_breaks_fails_its_requests_and_the_next_opens_another(qdq_
         connect(server.grpc_url, stream=True, timeout_s=LIMIT_S) as stream,
         connect(server.grpc_url, shared_memory=True, timeout_s=LIMIT_S) as shared,
         ThreadPoolExecutor(4) as threads,
+        ExitStack() as stack,
     ):
         model = stream.describe("digits")
         waiting = [threads.submit(client.infer, model, {"input": images(1)}) for client in (stream, stream, shared)]
-        wait_until(lambda: bool(regions_of(os.getpid())), "the region is there")
-        time.sleep(0.3)
+        common = ("validate", "--model", "digits", "--data", "digits", "--url")
+        validations = [
+            stack.enter_context(started(*common, url_of(server, scheme), *how))
+            for scheme, how in (("grpc", ["--stream", "--shared-memory"]), ("http", ["--asyncio"]))
+        ]
+        wait_until(lambda: pending(server) == 5, "all requests wait")
+        assert regions_of(os.getpid())
+        assert regions_of(validations[0].pid)
         assert not any(answer.done() for answer in waiting)
         os.kill(server.pid, signal.SIGKILL)
+        for process in validations:
+            output, errors = process.communicate(timeout=LIMIT_S)
+            assert (process.returncode, output) == (3, ""), errors
+            assert "Traceback" not in errors
+            assert not regions_of(process.pid)
         for answer in waiting[:2]:
             with pytest.raises(StreamBrokenError, match="broke: UNAVAILABLE"):
                 answer.result(LIMIT_S)
@@ -358,6 +373,15 @@ def test_a_stream_that_breaks_fails_its_requests_and_the_next_opens_another(qdq_
         with pytest.raises(ServerUnavailableError, match="Is it running"):
             stream.infer(model, {"input": images(1)})
     assert not regions_of(os.getpid())
+
+
+def pending(server: TritonServer) -> int:
+    """How many requests wait in the queue of ``digits``, by the server's metrics."""
+    metrics = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with metrics.open(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=LIMIT_S) as answer:
+        text = answer.read().decode()
+    found = re.search(r'nv_inference_pending_request_count\{model="digits",[^}]*\} ([\d.]+)', text)
+    return int(float(found[1])) if found else 0
 
 
 def test_a_request_that_timed_out_leaves_the_stream_to_the_others(server: TritonServer) -> None:
@@ -509,18 +533,24 @@ def test_a_server_that_does_not_see_this_memory_is_a_clear_error(
     assert not regions_of(os.getpid())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_is_ended_leaves_no_shared_memory(number: signal.Signals, server: TritonServer) -> None:
     arguments = ("--url", server.grpc_url, "--model", "digits", "--shared-memory", "--window", 60, "--warm-up", 60)
     with started("load", *arguments) as process:
         wait_until(lambda: bool(regions_of(process.pid)), "it uses shared memory")
+        time.sleep(0.2)  # a signal that comes just before Python begins to wait is seen after the wait
         process.send_signal(number)
         _, errors = process.communicate(timeout=LIMIT_S)
     assert "Traceback" not in errors
     wait_until(lambda: not regions_of(process.pid), "the memory is gone")
-    if number == signal.SIGINT:
+    left = [name for name in registered(server) if f"-{process.pid}-" in name]
+    if number != signal.SIGKILL:
         assert process.returncode == 130
-        assert not [name for name in registered(server) if f"-{process.pid}-" in name]
+    elif left:  # nobody could tell the server; the next run does
+        with connect(url_of(server, "http"), shared_memory=True) as client:
+            client.infer(client.describe("digits"), {"input": images(1)})
+        left = [name for name in registered(server) if f"-{process.pid}-" in name]
+    assert not left
 
 
 # every way by one command

@@ -299,6 +299,9 @@ class Refused(InferenceClient):
     def _unregister(self, name: str, t: Any) -> None:
         raise NotImplementedError
 
+    def _registered(self, t: Any) -> list[str]:
+        raise NotImplementedError
+
     def _metadata_and_config(self, name: str, version: str, t: Any) -> Any:
         raise NotImplementedError
 

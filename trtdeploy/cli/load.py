@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trtdeploy.cli.connection import SERVER_URL_HELP, ConnectionFlags, TransportFlags, connected
-from trtdeploy.cli.console import Bars, door, finite_seconds, print_json
+from trtdeploy.cli.console import Bars, door, finite_seconds, interrupt, print_json
 from trtdeploy.cli.option_groups import with_option_groups
 from trtdeploy.cli.sweep import LoadCommand
 from trtdeploy.errors import GateError
@@ -69,6 +70,7 @@ def load(
 
     With --sweep it serves copies of a packaged model in many ways, and chooses: trtdeploy load --sweep --help.
     """
+    signal.signal(signal.SIGTERM, interrupt)  # what the server was told of has to be taken back
     with door(), Bars() as bars:
         from trtdeploy.load import Arrivals, ClosedLoop, OpenLoop, WindowOptions, measure, search_rate
         from trtdeploy.load.requests import make_requests

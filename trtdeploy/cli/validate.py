@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from trtdeploy.cli.connection import ConnectionFlags, TransportFlags, connected
-from trtdeploy.cli.console import Bars, door, print_json
+from trtdeploy.cli.console import Bars, door, interrupt, print_json
 from trtdeploy.cli.option_groups import with_option_groups
 from trtdeploy.cli.validation_flags import GateFlags, RecordFlags, RequestFlags, TargetFlags
 from trtdeploy.errors import GateError, UsageError
@@ -46,6 +47,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check accuracy, agreement and latency of what is served; exit code 1 if a gate does not hold."""
+    signal.signal(signal.SIGTERM, interrupt)  # what the server was told of has to be taken back
     with door(), Bars() as bars:
         from trtdeploy.datasets import open_dataset
         from trtdeploy.ledger import Ledger

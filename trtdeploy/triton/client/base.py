@@ -50,7 +50,7 @@ class InferenceClient(ABC):
         self.options = options or ConnectionOptions()
         self.limits = limits or RequestLimits()
         self.failures = Failures(endpoint, self.options, self.limits)
-        self._regions = SharedRegions(self._announce, self._withdraw) if shared_memory else None
+        self._regions = SharedRegions(self._announce, self._withdraw, self._known) if shared_memory else None
 
     @property
     def url(self) -> str:
@@ -150,6 +150,9 @@ class InferenceClient(ABC):
     @abstractmethod
     def _unregister(self, name: str, t: Try) -> None: ...
 
+    @abstractmethod
+    def _registered(self, t: Try) -> list[str]: ...
+
     def _infer(self, model: ServedModel, version: str, inputs: Mapping[str, Array], t: Try) -> Reply:
         if self._regions is None:
             request = Request(model.name, version, inputs, model.outputs)
@@ -176,6 +179,9 @@ class InferenceClient(ABC):
                 f"The server at {self.url} cannot use the shared memory of this machine: {explained.message}",
                 hint="--shared-memory is for a server on this host with the same /dev/shm (containers: --ipc=host).",
             ) from error
+
+    def _known(self) -> list[str]:
+        return self._ask(self._registered)
 
     def _withdraw(self, name: str) -> None:
         try:

@@ -69,6 +69,12 @@ class GrpcClient(InferenceClient):
     def _unregister(self, name: str, t: Try) -> None:
         self._client.unregister_system_shared_memory(name, headers=self._headers, client_timeout=t.wait_s)
 
+    def _registered(self, t: Try) -> list[str]:
+        status = self._client.get_system_shared_memory_status(
+            as_json=True, headers=self._headers, client_timeout=t.wait_s
+        )
+        return list(status.get("regions", {}))
+
 
 def open_channel(endpoint: Endpoint, options: ConnectionOptions) -> Any:
     """Return a new ``grpc.Channel``; nothing is sent yet."""

@@ -86,6 +86,11 @@ class HttpClient(InferenceClient):
         with _limited(t):
             self._client().unregister_system_shared_memory(name, headers=self.options.plain_headers())
 
+    def _registered(self, t: Try) -> list[str]:
+        with _limited(t):
+            status = self._client().get_system_shared_memory_status(headers=self.options.plain_headers())
+        return [region["name"] for region in status]
+
 
 def _limited(t: Try) -> Any:
     """Limit a whole exchange: the client's own timeouts begin anew with every byte that arrives."""

@@ -7,9 +7,10 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,10 @@ _ALIGNMENT = 64
 Register = Callable[[str, str, int], None]
 """Tells the server of a region: its name, its key, its size in bytes."""
 Unregister = Callable[[str], None]
+Registered = Callable[[], Iterable[str]]
+"""Returns the names of the regions that the server knows."""
+_PREFIX = "trtdeploy-"
+_FILES = Path("/dev/shm")  # where Linux shows POSIX shared memory
 logger = logging.getLogger(__name__)
 
 
@@ -29,12 +34,20 @@ class SharedRegions:
 
     Names are random, so that no two runs ever meet. A region of a request that failed is not used again: the server may
     still write to it. ``close`` takes all of them from the server, and from this machine. If this process is killed,
-    multiprocessing's resource tracker removes them from this machine.
+    multiprocessing's resource tracker removes them from this machine, and the next run from the server.
+
+    Args:
+        register: Tells the server of a region.
+        unregister: Takes it from the server.
+        registered: Returns the regions that the server knows.
     """
 
-    def __init__(self, register: Register, unregister: Unregister) -> None:
+    def __init__(self, register: Register, unregister: Unregister, registered: Registered) -> None:
         self._register = register
         self._unregister = unregister
+        self._registered = registered
+        self._looked = False
+        self._closed = False
         self._lock = threading.Lock()
         self._free: list[SharedMemory] = []
         self._all: list[SharedMemory] = []
@@ -44,9 +57,11 @@ class SharedRegions:
         """Lend a region of at least so many bytes that the server knows.
 
         Raises:
-            TrtDeployError: What ``register`` raises.
+            ServerError: The server does not take it, or this is closed.
         """
         with self._lock:
+            if self._closed:
+                raise ServerError("The connection is closed; its shared memory is gone.")
             fitting = [memory for memory in self._free if memory.size >= byte_size]
             memory = fitting[0] if fitting else None
             if memory is not None:
@@ -60,6 +75,7 @@ class SharedRegions:
     def close(self) -> None:
         """Give all regions back, also where the server does not answer any more."""
         with self._lock:
+            self._closed = True
             memories, self._all, self._free = self._all, [], []
         answers = True
         for memory in memories:
@@ -72,10 +88,24 @@ class SharedRegions:
             finally:
                 _remove(memory)
 
+    def _take_out_of_the_killed(self) -> None:
+        """Take from the server what runs have left there that were killed: their files are gone."""
+        with self._lock:
+            looked, self._looked = self._looked, True
+        if looked or not _FILES.is_dir():
+            return
+        for name in self._registered():
+            if name.startswith(_PREFIX) and not (_FILES / name).exists():
+                with contextlib.suppress(ServerError):  # another run may have been quicker
+                    self._unregister(name)
+
     def _new(self, byte_size: int) -> SharedMemory:
-        name = f"trtdeploy-{os.getpid()}-{secrets.token_hex(8)}"
-        memory = SharedMemory(name, create=True, size=byte_size)
+        self._take_out_of_the_killed()
+        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
         with self._lock:  # known before the server is: close() has to find it
+            if self._closed:
+                raise ServerError("The connection is closed; its shared memory is gone.")
+            memory = SharedMemory(name, create=True, size=byte_size)
             self._all.append(memory)
         self._register(name, f"/{name}", memory.size)
         return memory

@@ -20,8 +20,8 @@ class PreparedRequests:
     """Requests for one model over gRPC, usable from several threads. Use it as a context manager, or call ``close``.
 
     Encoding a request of 600 kB (an image at 224 pixels) anew each time takes a tenth of the time that a small network
-    needs for the answer, and would be counted as the server's. A request is never asked again. Of an answer, the version
-    and the names of the outputs are looked at; they are not decoded.
+    needs for its answer, and would be counted as the server's. A request is never asked again. Of an answer, the
+    version and the names of the outputs are looked at; they are not decoded.
 
     Args:
         client: A connection whose endpoint, headers and limits are used; requests go over a channel of their own.

@@ -79,7 +79,9 @@ def load_weights_only(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a corrupt file makes the reader fail in many ways; all of them mean the same
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # before its reason, torch advises to load the file unsafely
+        text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(
             f"{path} cannot be loaded as tensors only: {reason}",
             hint="It is damaged, or a pickle that could run code, which is never done here. "

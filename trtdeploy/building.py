@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trtdeploy
 from trtdeploy.errors import BuildError
-from trtdeploy.files import sha256_bytes
+from trtdeploy.files import keep_inputs, sha256_bytes
 from trtdeploy.ledger import Ledger
 from trtdeploy.model_precision import with_precision
 from trtdeploy.onnxgraph.source import load_source
@@ -40,10 +40,11 @@ def build(
         ModelError: ``model`` is not a valid ONNX model, or the runtime refuses it.
         BuildError: The runtime could build nothing that gives the model's answers, or the plan cannot be written.
         RuntimeUnavailableError: The runtime that the config asks for is not on this machine.
-        UsageError: The config does not fit the model.
+        UsageError: The config does not fit the model, or the plan would replace it.
         TimingCacheError: The timing cache cannot be locked or written.
     """
     config = config or BuildConfig()
+    keep_inputs(output, model, ledger, config.ranges)
     if config.isolate:
         from trtdeploy.isolated_build import build_in_child
 

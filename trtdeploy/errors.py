@@ -7,6 +7,10 @@ A message says what was given, what was expected and what to do next. ``exit_cod
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class TrtDeployError(Exception):
@@ -149,3 +153,10 @@ class GateError(TrtDeployError):
     """A release gate was not met."""
 
     exit_code = 1
+
+
+def invalid_fields(error: ValidationError, *, at_most: int = 3) -> str:
+    """Return what pydantic found wrong in one line: the fields, and what is the matter with them."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = [f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg']}" for item in found[:at_most]]
+    return "; ".join(shown) + (f"; and {len(found) - at_most} more" if len(found) > at_most else "")

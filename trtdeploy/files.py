@@ -12,7 +12,7 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from trtdeploy.errors import TrtDeployError
+from trtdeploy.errors import TrtDeployError, UsageError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -31,7 +31,11 @@ def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Not mkstemp: a file made with 0o666 gets the umask's mode from the kernel; reading the umask is no thread's right.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        error.filename = str(target)  # the name that the caller knows
+        raise
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
@@ -50,6 +54,18 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
     """Replace the content of ``path`` as a whole; text is written as UTF-8."""
     with atomic_writer(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def keep_inputs(output: str | Path, *inputs: str | Path | None) -> None:
+    """Refuse an output that would replace what it is made from, before any work is done.
+
+    Raises:
+        UsageError: The output is one of the inputs, by this name or another one.
+    """
+    target = Path(output)
+    for path in inputs:
+        if path is not None and target.exists() and Path(path).exists() and target.samefile(path):
+            raise UsageError(f"The output {target} would replace the input {path}.", hint="Choose another name.")
 
 
 def sync_folder(folder: Path) -> None:
@@ -85,12 +101,18 @@ def locked(
     let two holders lock two different files of the same name.
 
     Raises:
-        TrtDeployError: Of type ``error``: somebody else held it for longer than ``timeout_s`` seconds.
+        TrtDeployError: Of type ``error``: the lock cannot be made, or somebody else held it for longer than
+            ``timeout_s`` seconds.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     lock_path = target.with_name(f".{target.name}.lock")
     lock = FileLock(lock_path, thread_local=False)
+    try:
+        # FileLock would wait until its time is up for a file that cannot be made
+        os.close(os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+    except OSError as reason:
+        raise error(f"{target} cannot be locked: {reason}.") from reason
     try:
         lock.acquire(timeout=timeout_s)
     except Timeout as timeout:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import helper
 
 from trtdeploy.errors import ModelError, UsageError
-from trtdeploy.files import atomic_write
+from trtdeploy.files import atomic_write, keep_inputs
 from trtdeploy.onnxgraph.lint import Finding, lint
 from trtdeploy.onnxgraph.lint.fix import Repair, fix
 from trtdeploy.onnxgraph.source import load_source
@@ -89,8 +89,9 @@ def repair_file(path: str | Path, output: str | Path, *, ignore: Collection[str]
 
     Raises:
         ModelError: The file is no ONNX model, or what is left wrong breaks ONNX's rules.
-        UsageError: The model is too large for one file, or there is no such rule.
+        UsageError: The model is too large for one file, there is no such rule, or the output would replace the input.
     """
+    keep_inputs(output, path)
     model = _read(Path(path))
     before = lint(model, ignore=ignore)
     _require_one_file(model, path)

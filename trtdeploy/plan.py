@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trtdeploy.errors import PlanCorruptError
+from trtdeploy.errors import PlanCorruptError, invalid_fields
 from trtdeploy.files import atomic_write, atomic_writer, sha256_bytes
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import ShapeRange, TensorSpec
@@ -220,7 +220,7 @@ def read_manifest(path: str | Path) -> Manifest:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         raise PlanCorruptError(
-            f"{source} is not a manifest of this version: {error}", hint="Build the plan again."
+            f"{source} is not a manifest of this version ({invalid_fields(error)}).", hint="Build the plan again."
         ) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trtdeploy.errors import DataError, UsageError
+from trtdeploy.errors import DataError, UsageError, invalid_fields
 from trtdeploy.files import sha256_bytes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -92,7 +93,22 @@ class Preprocessing(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise UsageError(f"Not a preprocessing specification: {error}") from error
+            raise UsageError(f"Not a preprocessing specification ({invalid_fields(error)}).") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Preprocessing:
+        """Read a file that holds what ``to_json`` wrote.
+
+        Raises:
+            UsageError: It holds something else.
+            OSError: It cannot be read.
+        """
+        try:
+            return cls.from_json(path.read_text())
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is no preprocessing specification: it is no text.") from error
+        except UsageError as error:
+            raise UsageError(f"{path}: {error.message}") from error
 
     def to_json(self) -> str:
         """Return one line of JSON, equal for equal specifications."""

@@ -13,8 +13,8 @@ import numpy as np
 from trtdeploy.datasets.stores import IMAGE_SUFFIXES
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, InputNameError, UsageError
-from trtdeploy.files import atomic_write
-from trtdeploy.plan import Manifest
+from trtdeploy.files import atomic_write, keep_inputs
+from trtdeploy.plan import Manifest, manifest_path
 from trtdeploy.tensors import Array, TensorSpec, random_inputs
 
 _TOP = 3
@@ -32,11 +32,14 @@ def run_once(
         threads: Threads of one inference, on a CPU.
 
     Raises:
-        UsageError: An input has another form, or an image is given to a plan that knows no preprocessing.
+        UsageError: An input has another form, an image is given to a plan that knows no preprocessing, or the output
+            would replace the plan or an input.
         DataError: A file cannot be read.
         InputError: The plan does not accept an input.
         PlanError: The plan cannot be loaded.
     """
+    if output is not None:
+        keep_inputs(output, plan, manifest_path(plan), *(text.partition("=")[2] for text in inputs))
     with Engine.load(plan, threads=threads) as engine:
         specs = {spec.name: spec for spec in engine.inputs}
         arrays: dict[str, Array] = {}

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trtdeploy
-from trtdeploy.errors import TrtDeployError
-from trtdeploy.files import atomic_write, atomic_writer, locked, sha256_bytes, sha256_file
+from trtdeploy.errors import LedgerError, TrtDeployError, UsageError
+from trtdeploy.files import atomic_write, atomic_writer, keep_inputs, locked, sha256_bytes, sha256_file
 
 REPOSITORY = Path(trtdeploy.__file__).parents[1]
 
@@ -390,3 +390,22 @@ def test_locking_makes_the_folder_but_not_the_file_and_keeps_the_lock_file(tmp_p
     with locked(path):
         assert path.with_name(".file.lock").stat().st_ino == inode
     assert names_in(path.parent) == {".file.lock"}
+
+
+def test_an_output_never_replaces_what_it_is_made_from(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"model")
+    (tmp_path / "link.onnx").symlink_to(model)
+    for output in (model, tmp_path / "link.onnx", tmp_path / "." / "model.onnx"):
+        with pytest.raises(UsageError, match="would replace the input"):
+            keep_inputs(output, tmp_path / "absent", None, model)
+    keep_inputs(tmp_path / "other.onnx", model)
+    keep_inputs(tmp_path / "absent", tmp_path / "absent")  # nothing is lost
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    target = Path("/proc/out.plan")
+    with pytest.raises(OSError, match=r"'/proc/out\.plan'"):
+        atomic_write(target, b"x")
+    with pytest.raises(LedgerError, match=r"/proc/out\.plan cannot be locked"), locked(target, error=LedgerError):
+        raise AssertionError

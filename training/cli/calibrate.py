@@ -25,7 +25,7 @@ from training.cli.options import (
     Toolkit,
     ToolkitName,
 )
-from training.cli.reporting import check_suffix, report, score_and_record
+from training.cli.reporting import check_output, report, score_and_record
 from trtdeploy.cli.console import Output as Stdout
 from trtdeploy.cli.console import door
 from trtdeploy.errors import UsageError
@@ -69,7 +69,7 @@ def calibrate(
         from training.quantization import QuantizationSpec
         from training.recording import has_stage
 
-        check_suffix(output, ".safetensors")
+        check_output(output, ".safetensors", checkpoint, ledger=ledger)
         if percentile is not None and method not in (CalibrationMethod.percentile, CalibrationMethod.all):
             raise UsageError(
                 f"--percentile {percentile:g} means nothing to --method {method.value}.",

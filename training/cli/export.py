@@ -18,7 +18,7 @@ from training.cli.options import (
     Output,
     SplitSeed,
 )
-from training.cli.reporting import check_suffix
+from training.cli.reporting import check_output
 from trtdeploy.cli.console import door
 
 
@@ -39,7 +39,7 @@ def export(
         from training.export import onnx_predictor
         from training.recording import record, score_split
 
-        check_suffix(output, ".onnx")
+        check_output(output, ".onnx", ledger=ledger)
         start, dataset, _ = open_both(data, checkpoint, model=model, image_size=image_size, split_seed=split_seed)
         with dataset:
             exported = run(start, output, dataset, opset=opset)

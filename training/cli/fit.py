@@ -30,7 +30,7 @@ from training.cli.options import (
     SplitSeed,
     WorkerTimeout,
 )
-from training.cli.reporting import check_suffix, report
+from training.cli.reporting import check_output, report
 from trtdeploy.cli.console import door
 
 
@@ -62,7 +62,7 @@ def fit(
         from training.fit import fit as run
         from training.optimization import execution_for
 
-        check_suffix(output, ".safetensors")
+        check_output(output, ".safetensors", checkpoint, ledger=ledger)
         execution = execution_for(device.value, amp=amp)
         start, dataset, split_seed = open_data(
             data, checkpoint=checkpoint, model=model, image_size=image_size, split_seed=split_seed

@@ -30,7 +30,7 @@ from training.cli.options import (
     Temperature,
     WorkerTimeout,
 )
-from training.cli.reporting import check_suffix, report
+from training.cli.reporting import check_output, report
 from trtdeploy.cli.console import door
 
 
@@ -65,7 +65,7 @@ def qat(
         from training.qat import default_schedule
         from training.qat import qat as run
 
-        check_suffix(output, ".safetensors")
+        check_output(output, ".safetensors", checkpoint, teacher, ledger=ledger)
         distillation = distillation_from(teacher, teacher_weight, temperature, distill_only=distill_only)
         execution = execution_for(device.value, amp=amp)
         start, dataset, split_seed = open_both(data, checkpoint, split_seed=split_seed)

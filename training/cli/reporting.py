@@ -7,16 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 from training.cli.console import Display, print_facts
 from trtdeploy.errors import UsageError
+from trtdeploy.files import keep_inputs
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint, SavedCheckpoint
     from trtdeploy.datasets import Dataset
 
 
-def check_suffix(output: Path, suffix: str) -> None:
-    """Refuse an output file of another kind before any work is done."""
+def check_output(output: Path, suffix: str, *inputs: Path | None, ledger: Path | None = None) -> None:
+    """Refuse, before any work is done, an output of another kind or in the place of an input, and what is no ledger.
+
+    Raises:
+        UsageError: The output has another suffix, or would replace an input.
+        LedgerError: ``ledger`` exists and is none.
+    """
     if output.suffix != suffix:
         raise UsageError(f"--output {output} must end in {suffix}.")
+    keep_inputs(output, *inputs)
+    if ledger is not None and ledger.exists():
+        from trtdeploy.ledger import Ledger
+
+        _ = Ledger(ledger).stages
 
 
 def report(

@@ -10,7 +10,7 @@ import typer
 from training.cli.arguments import open_both
 from training.cli.console import Display, print_facts
 from training.cli.options import AsJson, CheckpointPath, Data, Seed, Skip, SplitSeed, Target, Toolkit
-from training.cli.reporting import check_suffix
+from training.cli.reporting import check_output
 from trtdeploy.cli.console import door
 from trtdeploy.errors import UsageError
 
@@ -43,7 +43,7 @@ def sensitivity(
         if chart is not None and chart.suffix not in FORMATS:
             raise UsageError(f"--chart {chart} must end in {' or '.join(FORMATS)}.")
         output = output or checkpoint.with_suffix(".sensitivity.json")
-        check_suffix(output, ".json")
+        check_output(output, ".json")
         start, dataset, split_seed = open_both(data, checkpoint, split_seed=split_seed)
         with dataset:
             network = quantized_start(

@@ -76,7 +76,7 @@ def quantize(
             output,
             data,
             PtqOptions.model_validate(given),
-            preprocessing=Preprocessing.from_json(preprocessing.read_text()) if preprocessing else None,
+            preprocessing=Preprocessing.read(preprocessing) if preprocessing else None,
             progress=bars.show,
         )
         bars.finish()

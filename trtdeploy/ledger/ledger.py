@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_jsonable_python
 
-from trtdeploy.errors import LedgerError
+from trtdeploy.errors import LedgerError, invalid_fields
 from trtdeploy.files import atomic_write, locked, sha256_bytes
 from trtdeploy.ledger.outputs import Divergence, StageOutputs
 from trtdeploy.statistics import Interval, PairedDifference
@@ -208,7 +208,8 @@ class Ledger:
         except OSError as error:
             raise LedgerError(f"There is no readable ledger at {self.path}: {error}.") from error
         except (ValidationError, UnicodeDecodeError) as error:
-            raise LedgerError(f"{self.path} is not a ledger of this version: {error}") from error
+            reason = invalid_fields(error) if isinstance(error, ValidationError) else "it is no text"
+            raise LedgerError(f"{self.path} is not a ledger of this version ({reason}).") from error
 
 
 def _divergence(outputs: StageOutputs, baseline: StageOutputs | None) -> Divergence | None:

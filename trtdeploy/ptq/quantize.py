@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trtdeploy.calibration import AbsHistogram, Method, amax_of
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, evaluate, map_labels
-from trtdeploy.files import atomic_write, sha256_bytes
+from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
 from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.placement import Target, Wanted, wanted_sites
@@ -142,6 +142,7 @@ def quantize(
         UsageError: A pattern matches nothing, or options contradict each other.
     """
     options = options or PtqOptions()
+    keep_inputs(output, model)
     source = load_source(model)
     if source.preprocessing is not None and preprocessing is not None:
         raise UsageError(f"{model} says itself how images become its input; leave --preprocessing out.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trtdeploy.errors import UsageError
+from trtdeploy.errors import UsageError, invalid_fields
 from trtdeploy.tensors import ShapeRange
 
 RuntimeName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]
@@ -132,7 +132,7 @@ class BuildConfig(BaseModel):
         try:
             return cls.model_validate({} if content is None else content)
         except ValidationError as error:
-            raise UsageError(f"The build configuration {path} is not valid: {error}") from error
+            raise UsageError(f"The build configuration {path} is not valid: {invalid_fields(error)}.") from error
 
 
 class LoadOptions(BaseModel):

@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BINDINGS := $(VENV)/bindings
+RESOURCE_MODELS := $(VENV)/resource_models
 QUICKSTART ?= quickstart
 
 .PHONY: quickstart test lint types unit example clean
@@ -20,12 +21,17 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-unit: $(INSTALLED) $(BINDINGS)
+unit: $(INSTALLED) $(BINDINGS) $(RESOURCE_MODELS)
 	$(BIN)/python -m pytest
 
 # The Python bindings of TensorRT 10 and 11, without the libraries: what the contract tests hold the code against.
 $(BINDINGS): tests/contract/fetch_bindings.py $(INSTALLED)
 	$(BIN)/python tests/contract/fetch_bindings.py $@
+	touch $@
+
+# What KServe and the Prometheus operator publish of their resources: what the manifests in docker/ are held against.
+$(RESOURCE_MODELS): tests/serving/published_models.py $(INSTALLED)
+	$(BIN)/python tests/serving/published_models.py $@
 	touch $@
 
 # The checked-in example, from what `make quickstart` has built; its plan stays out of version control.

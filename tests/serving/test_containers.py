@@ -2,18 +2,24 @@
 
 Kubernetes' own kinds are checked strictly against the API's schemas (kubernetes-validate), compose against the compose
 specification (check-jsonschema), Dockerfiles by hadolint. The schemas of KServe and of the Prometheus operator are in
-neither: of those two kinds, the keys at the top are held against the subset that is written below, and the parts that
-are Kubernetes' own (container, volumes) are checked strictly as a Pod.
+neither: those two kinds are held against the models that are published of them (see ``published_models``), where
+`make test` has fetched these, and always against the subset that is written below; the parts that are Kubernetes' own
+(container, volumes) are checked strictly as a Pod.
 """
 
 from __future__ import annotations
 
+import copy
+import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import published_models
+import pydantic
 import pytest
 import yaml
 
@@ -32,7 +38,8 @@ RESOURCES = [
 VERSION = "1.30"
 HARDENED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
-# The subset that our two manifests use: KServe 0.15's and the Prometheus operator's documented fields.
+# The subset that our two manifests use, after the API references of KServe (serving.kserve.io/v1beta1: PredictorSpec,
+# TritonSpec) and of the Prometheus operator (monitoring.coreos.com/v1: ServiceMonitorSpec, Endpoint, Duration).
 OBJECT = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
 CUSTOM = {
     "InferenceService": {
@@ -71,7 +78,8 @@ CUSTOM = {
             "required": ["selector", "endpoints"],
             "properties": {
                 "selector": {"type": "object", "required": ["matchLabels"], "additionalProperties": False,
-                             "properties": {"matchLabels": {"type": "object"}}},
+                             "properties": {"matchLabels": {"type": "object",
+                                                            "additionalProperties": {"type": "string"}}}},
                 "endpoints": {
                     "type": "array",
                     "minItems": 1,
@@ -81,7 +89,7 @@ CUSTOM = {
                         "properties": {
                             "port": {"type": "string"},
                             "path": {"type": "string", "pattern": "^/"},
-                            "interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
+                            "interval": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d|w|y))+$"},
                         },
                     },
                 },
@@ -148,11 +156,66 @@ def test_manifests_follow_their_schemas(name: str, resource: dict[str, Any]) -> 
     if resource["kind"] not in CUSTOM:
         kubernetes_validate.validate(resource, VERSION, strict=True)
         return
+    check_custom(resource)
+
+
+def check_custom(resource: dict[str, Any]) -> None:
+    """Raise jsonschema's error, or an AssertionError, for what is not in the subset."""
     known = CUSTOM[resource["kind"]]
     assert set(resource) == {"apiVersion", "kind", "metadata", "spec"}
     assert resource["apiVersion"] == known["apiVersion"]
     jsonschema.validate(resource["metadata"], OBJECT)
     jsonschema.validate(resource["spec"], known["spec"])
+
+
+def published_errors(resource: dict[str, Any]) -> list[str]:
+    """Return what is wrong by the models that are published; skip without them, or fail in continuous integration."""
+    try:
+        if resource["kind"] == "InferenceService":
+            return published_models.kserve_errors(resource)
+        published_models.service_monitor().model_validate(resource)
+    except published_models.Missing as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"this must run in continuous integration: {reason}")
+        pytest.skip(str(reason))
+    except pydantic.ValidationError as error:
+        return [str(error)]
+    return []
+
+
+@pytest.mark.parametrize("kind", list(CUSTOM))
+def test_custom_resources_are_what_their_makers_have_published(kind: str) -> None:
+    (resource,) = [resource for _, resource in RESOURCES if resource["kind"] == kind]
+    assert published_errors(resource) == []
+
+
+MISTAKES: dict[str, tuple[str, Callable[[Any], object], bool]] = {
+    "predictor": ("InferenceService", lambda spec: spec.update(predictors=spec.pop("predictor")), True),
+    "replicas": ("InferenceService", lambda spec: spec["predictor"].update(minReplica=1), True),
+    "type": ("InferenceService", lambda spec: spec["predictor"].update(maxReplicas="4"), True),
+    "boolean": ("InferenceService", lambda spec: spec["predictor"].update(minReplicas=True), True),
+    "storage": ("InferenceService", lambda spec: spec["predictor"]["triton"].update(storageUri=3), True),
+    "no-storage": ("InferenceService", lambda spec: spec["predictor"]["triton"].pop("storageUri"), False),
+    "no-url": ("InferenceService", lambda spec: spec["predictor"]["triton"].update(storageUri="models"), False),
+    "protocol": ("InferenceService", lambda spec: spec["predictor"]["triton"].update(protocolVersion="v3"), False),
+    "endpoint": ("ServiceMonitor", lambda spec: spec.update(endpoint=[]), True),
+    "no-selector": ("ServiceMonitor", lambda spec: spec.pop("selector"), True),
+    "selector": ("ServiceMonitor", lambda spec: spec["selector"].update(matchLabel={}), True),
+    "label": ("ServiceMonitor", lambda spec: spec["selector"]["matchLabels"].update(tier=1), True),
+    "interval": ("ServiceMonitor", lambda spec: spec["endpoints"][0].update(interval="15 seconds"), True),
+    "port": ("ServiceMonitor", lambda spec: spec["endpoints"][0].update(port=8002), True),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_custom_resources_are_found(mistake: str) -> None:
+    kind, change, published = MISTAKES[mistake]
+    (resource,) = [copy.deepcopy(resource) for _, resource in RESOURCES if resource["kind"] == kind]
+    change(resource["spec"])
+    with pytest.raises((jsonschema.ValidationError, AssertionError)):
+        check_custom(resource)
+    if published:  # the others are allowed there, and make no sense here
+        assert published_errors(resource) != []
 
 
 def pods() -> dict[str, dict[str, Any]]:
@@ -200,6 +263,8 @@ def test_manifests_refer_to_each_other() -> None:
     assert by_kind["ServiceMonitor"]["spec"]["selector"]["matchLabels"] == by_kind["Service"]["metadata"]["labels"]
     ports = {port["name"] for port in by_kind["Service"]["spec"]["ports"]}
     assert {endpoint["port"] for endpoint in by_kind["ServiceMonitor"]["spec"]["endpoints"]} <= ports
+    predictor = by_kind["InferenceService"]["spec"]["predictor"]
+    assert predictor["minReplicas"] <= predictor["maxReplicas"]
     scaler = by_kind["HorizontalPodAutoscaler"]["spec"]
     assert scaler["scaleTargetRef"]["name"] == by_kind["Deployment"]["metadata"]["name"]
     rules = yaml.safe_load(by_kind["ConfigMap"]["data"]["config.yaml"])["rules"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtdeploy.cli.connection import SERVER_URL_HELP, ConnectionFlags, TransportFlags, connected
-from trtdeploy.cli.console import Bars, door, finite_seconds, interrupt, print_json
+from trtdeploy.cli.console import Bars, door, interrupt, print_json
+from trtdeploy.cli.measurement import MeasurementFlags
 from trtdeploy.cli.option_groups import with_option_groups
 from trtdeploy.cli.sweep import LoadCommand
 from trtdeploy.errors import GateError
@@ -31,6 +32,7 @@ def load(
     model: Annotated[str, typer.Option("--model", help="Model name on the server.")],
     connection: ConnectionFlags,
     transport: TransportFlags,
+    measurement: MeasurementFlags,
     version: Annotated[str, typer.Option("--version", help="Version (default: the server's choice).")] = "",
     concurrency: Annotated[
         list[int] | None, typer.Option("--concurrency", min=1, max=512, help="Closed loop; may be repeated.")
@@ -43,27 +45,6 @@ def load(
         float | None,
         typer.Option("--slo-p99-ms", min=0.001, help="Find the highest rate whose p99 is at most this."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Take inputs from this dataset (default: random, seeded).")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per request.")] = 1,
-    warm_up: Annotated[
-        float, typer.Option("--warm-up", min=0, max=600, callback=finite_seconds, help="Seconds before it counts.")
-    ] = 1.0,
-    window: Annotated[
-        float, typer.Option("--window", min=0.05, max=600, callback=finite_seconds, help="Seconds per window.")
-    ] = 2.0,
-    max_windows: Annotated[
-        int, typer.Option("--max-windows", min=3, max=1000, help="Windows per load until it counts as not stable.")
-    ] = 10,
-    stability_percent: Annotated[
-        float,
-        typer.Option("--stability-percent", min=0.1, max=10000, help="How far the last three windows may differ."),
-    ] = 10.0,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=0.001, callback=finite_seconds, help="Seconds that one request may take.")
-    ] = 30.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of random inputs and arrival times.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure throughput and latency of a served model under load; exit code 1 if no rate keeps --slo-p99-ms.
@@ -77,13 +58,11 @@ def load(
         from trtdeploy.load.sending import sending
         from trtdeploy.triton.encoded import served_target
 
-        options = WindowOptions(
-            warm_up_s=warm_up, window_s=window, max_windows=max_windows, stability_percent=stability_percent
-        )
+        options, batch_size, seed = measurement.windows(), measurement.batch_size, measurement.seed
         with ExitStack() as stack:
-            client = stack.enter_context(connected(url, connection, transport, timeout_s=timeout))
+            client = stack.enter_context(connected(url, connection, transport, timeout_s=measurement.timeout))
             target = served_target(client, model, version)
-            inputs = make_requests(target, data=data, batch_size=batch_size, seed=seed)
+            inputs = make_requests(target, data=measurement.data, batch_size=batch_size, seed=seed)
             send = stack.enter_context(sending(client, target, inputs, version=version))
 
             def measured(arrivals: Arrivals, label: str, windows: WindowOptions = options) -> LoadPoint:

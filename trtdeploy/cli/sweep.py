@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from trtdeploy.cli.console import Bars, Output, door, finite_seconds, print_json
+from trtdeploy.cli.console import Bars, Output, door, interrupt, print_json
+from trtdeploy.cli.measurement import SweepMeasurementFlags
+from trtdeploy.cli.option_groups import with_option_groups
 
 if TYPE_CHECKING:
     from trtdeploy.load.choice import SweepPoint
@@ -30,7 +33,7 @@ class LoadCommand(TyperCommand):
         commands = typer.Typer(
             add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=self.rich_markup_mode
         )
-        commands.command()(sweep)
+        commands.command()(with_option_groups(sweep))
         return typer.main.get_command(commands).make_context(info_name, _with_space(args), parent, **extra)
 
 
@@ -57,6 +60,7 @@ def sweep(
         Path, typer.Option("--repository", help="The model repository. Copies of the model are served.")
     ],
     model: Annotated[str, typer.Option("--model", help="The model's name in it.")],
+    measurement: SweepMeasurementFlags,
     apply: Annotated[
         bool,
         typer.Option(
@@ -76,27 +80,6 @@ def sweep(
     plot: Annotated[
         Path | None, typer.Option("--plot", dir_okay=False, help="Draw throughput against p99: .png or .svg.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Take inputs from this dataset (default: random, seeded).")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per request.")] = 1,
-    warm_up: Annotated[
-        float, typer.Option("--warm-up", min=0, max=600, callback=finite_seconds, help="Seconds before it counts.")
-    ] = 1.0,
-    window: Annotated[
-        float, typer.Option("--window", min=0.05, max=600, callback=finite_seconds, help="Seconds per window.")
-    ] = 1.0,
-    max_windows: Annotated[
-        int, typer.Option("--max-windows", min=3, max=1000, help="Windows per load until it counts as not stable.")
-    ] = 6,
-    stability_percent: Annotated[
-        float,
-        typer.Option("--stability-percent", min=0.1, max=10000, help="How far the last three windows may differ."),
-    ] = 10.0,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=0.001, callback=finite_seconds, help="Seconds that one request may take.")
-    ] = 30.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of random inputs.")] = 0,
     tritonserver: Annotated[
         Path | None, typer.Option("--tritonserver", help="The server's executable (default: found).")
     ] = None,
@@ -107,8 +90,8 @@ def sweep(
     The repository is not touched without --apply. Exit code 1 if there is no point to choose: none is stable, none
     keeps --slo-p99-ms, or a longer measurement confirms none.
     """
+    signal.signal(signal.SIGTERM, interrupt)  # copies and servers have to go
     with door(), Bars() as bars:
-        from trtdeploy.load.measurement import WindowOptions
         from trtdeploy.load.pareto_chart import check_chart, draw_pareto
         from trtdeploy.load.sweep import Sweep
         from trtdeploy.triton.installation import find_tritonserver
@@ -116,9 +99,6 @@ def sweep(
 
         if plot is not None:
             check_chart(plot)
-        windows = WindowOptions(
-            warm_up_s=warm_up, window_s=window, max_windows=max_windows, stability_percent=stability_percent
-        )
         with deployed_model(repository, model) as deployed:
 
             def say(text: str) -> None:
@@ -128,11 +108,11 @@ def sweep(
             run = Sweep(
                 deployed,
                 find_tritonserver(tritonserver),
-                windows,
-                data=data,
-                batch_size=batch_size,
-                seed=seed,
-                timeout_s=timeout,
+                measurement.windows(),
+                data=measurement.data,
+                batch_size=measurement.batch_size,
+                seed=measurement.seed,
+                timeout_s=measurement.timeout,
                 show=bars.show,
                 say=say,
             )

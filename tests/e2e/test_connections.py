@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -425,6 +426,21 @@ def test_many_awaited_requests_get_their_own_answers_and_errors(scheme: str, ser
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_request_whose_task_is_cancelled_leaves_the_others_alone(scheme: str, server: TritonServer) -> None:
+    async def cancel_one() -> Array:
+        async with connect_async(url_of(server, scheme), timeout_s=LIMIT_S) as client:
+            patient, digits = await client.describe("patient"), await client.describe("digits")
+            waiting = asyncio.create_task(client.infer(patient, {"input": images(1)}))
+            await asyncio.sleep(0.1)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            return (await client.infer(digits, {"input": images(2)}))["logits"]
+
+    assert asyncio.run(cancel_one()).shape == (2, 10)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_an_awaited_server_that_is_not_there_is_the_same_error(scheme: str) -> None:
     with pytest.raises(ServerUnavailableError, match="Is it running"):
         asyncio.run(awaited(f"{scheme}://127.0.0.1:1", None, {}))
@@ -512,6 +528,21 @@ def test_a_region_of_a_request_that_timed_out_is_not_used_again(server: TritonSe
         assert len(before) == 1
         client.infer(digits, {"input": images(1)})
         assert len(set(regions_of(os.getpid())) - before) == 1
+    assert not regions_of(os.getpid())
+
+
+def test_a_request_that_has_no_room_is_a_clear_error_and_not_the_end_of_the_process(
+    server: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with (
+        connect(server.grpc_url, shared_memory=True) as client,
+        pytest.raises(SharedMemoryError, match=r"no room .* No space left"),
+    ):
+        client.infer(client.describe("digits"), {"input": images(1)})
     assert not regions_of(os.getpid())
 
 

@@ -25,7 +25,7 @@ class ConnectionFlags:
         Path | None,
         typer.Option(
             "--ca-certificate",
-            help="PEM file of the authorities to check the server with (default: the system's).",
+            help="PEM file of the authorities to check the server with (default: the well-known ones).",
             rich_help_panel=_PANEL,
         ),
     ] = None

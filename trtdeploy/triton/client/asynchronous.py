@@ -227,7 +227,11 @@ class AsyncHttpClient(AsyncInferenceClient):
 
     def _connect(self) -> Any:
         return self._module.InferenceServerClient(
-            self.endpoint.address, conn_timeout=self.timeout_s, ssl=self.endpoint.tls, ssl_context=self._context or True
+            self.endpoint.address,
+            conn_limit=0,  # as many as requests are awaited at once
+            conn_timeout=self.timeout_s,
+            ssl=self.endpoint.tls,
+            ssl_context=self._context or True,
         )
 
     async def _metadata_and_config(self, name: str, version: str, t: Try) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -177,7 +177,8 @@ class InferenceClient(ABC):
                 raise explained from error
             raise SharedMemoryError(
                 f"The server at {self.url} cannot use the shared memory of this machine: {explained.message}",
-                hint="--shared-memory is for a server on this host with the same /dev/shm (containers: --ipc=host).",
+                hint="--shared-memory is for a server on this host that has the same /dev/shm (containers: --ipc=host) "
+                "and may open the files of this user.",
             ) from error
 
     def _known(self) -> list[str]:

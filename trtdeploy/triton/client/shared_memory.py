@@ -16,6 +16,7 @@ import numpy as np
 
 from trtdeploy.errors import ServerError, ShapeError
 from trtdeploy.tensors import BYTES, DYNAMIC, Array, TensorSpec
+from trtdeploy.triton.client.failures import SharedMemoryError
 from trtdeploy.triton.client.messages import Region, raw_content
 
 _ALIGNMENT = 64
@@ -107,8 +108,29 @@ class SharedRegions:
                 raise ServerError("The connection is closed; its shared memory is gone.")
             memory = SharedMemory(name, create=True, size=byte_size)
             self._all.append(memory)
+        _reserve(name, byte_size)
         self._register(name, f"/{name}", memory.size)
         return memory
+
+
+def _reserve(name: str, byte_size: int) -> None:
+    """Take the pages now: writing to one that is not there later would kill the process (SIGBUS).
+
+    Raises:
+        SharedMemoryError: There are not so many.
+    """
+    if not (_FILES / name).exists():
+        return
+    file = os.open(_FILES / name, os.O_RDWR)
+    try:
+        os.posix_fallocate(file, 0, byte_size)
+    except OSError as error:
+        raise SharedMemoryError(
+            f"There is no room for a request of {byte_size} bytes in {_FILES}: {error.strerror}.",
+            hint="Send fewer samples or fewer requests at once, or make it larger (containers: --shm-size).",
+        ) from error
+    finally:
+        os.close(file)
 
 
 def _remove(memory: SharedMemory) -> None:

@@ -143,13 +143,16 @@ def read_space(path: str | Path, default: SweepSpace) -> SweepSpace:
 def default_space(manifest: Manifest, options: PackageOptions, *, cores: int) -> SweepSpace:
     """Derive a small space from what the plan was built for, and what the machine has.
 
-    Instances: powers of two up to as many as have cores for the plan's threads; on a GPU one and two. Batches: one, and
-    the served best (OPT) and largest (MAX) of the plan's profiles, with one in the middle where these are far apart.
-    Preferred: none, and the profiles' OPT batches. Delay: none, and half of the plan's measured latency; waiting for
-    longer than a run takes only adds to the latency of a loaded server, whose batches form while the last one runs.
+    Instances: powers of two up to as many as have cores for the plan's threads, and two in any case where there are two
+    cores, for the work around a run overlaps; on a GPU one and two. Batches: one, and the served best (OPT) and largest
+    (MAX) of the plan's profiles, with one in the middle where these are far apart. Preferred: none, and the profiles'
+    OPT batches. Delay: none, and half of the plan's measured latency; waiting for longer than a run takes only adds to
+    the latency of a loaded server, whose batches form while the last one runs.
     """
     threads = manifest.tactic.threads if manifest.tactic is not None else 1
-    instances = _GPU_INSTANCES if manifest.device.kind == "gpu" else tuple(_powers_up_to(max(1, cores // threads)))
+    instances = (
+        _GPU_INSTANCES if manifest.device.kind == "gpu" else tuple(_powers_up_to(max(min(2, cores), cores // threads)))
+    )
     batches, preferred = _batches(manifest, options)
     latency_ms = min(manifest.tactic.milliseconds.values(), default=None) if manifest.tactic is not None else None
     delay_us = _DELAY_UNKNOWN_US if latency_ms is None else max(100, round(500 * latency_ms / 100) * 100)

@@ -597,3 +597,19 @@ def test_file_names_in_any_script_and_suffixes_in_any_case_are_read(tmp_path: Pa
         with open_dataset(source) as dataset:
             assert dataset.classes == ("größe 大",)
             assert len(dataset.split("test").pixels(PREPROCESSING, [0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [(b"caf\xe9", "is not UTF-8"), (b"two\nlines", "has a line break"), (b"a\r", "has a line break")]
+)
+def test_a_name_that_no_list_of_labels_can_hold_is_refused(name: bytes, words: str, tree: Path) -> None:
+    os.rename(os.fsencode(tree) + b"/train/cat", os.fsencode(tree) + b"/train/" + name)
+    with pytest.raises(DataError, match=words):
+        open_dataset(tree)
+
+
+def test_names_in_any_script_are_taken(tmp_path: Path) -> None:
+    names = ["\u0645\u0633\u062a\u0634\u0641\u0649", "\u65e5\u672c\u8a9e", "\u202enoon", "a\u00a0b", "<b>"]
+    tree = write_tree(tmp_path / "data", {"train": dict.fromkeys(names, 4)})
+    with open_dataset(tree) as dataset:
+        assert set(dataset.classes) == set(names)

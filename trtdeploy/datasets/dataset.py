@@ -152,16 +152,31 @@ def open_dataset(source: str | Path, *, split_seed: int = 0) -> Dataset:
     does. The same source and ``split_seed`` always give the same splits.
 
     Raises:
-        DataError: There are no images, a class folder is empty, or a class is too small to be split.
+        DataError: There are no images, a class folder is empty, a class is too small to be split, or a name is not one
+            line of UTF-8.
     """
     store = open_store(source)
     try:
+        _require_plain_names(store)
         folders = _read_layout(store)
         classes = sorted(folders["train"])
         return Dataset(store, classes, _carve(store.name, classes, folders, split_seed))
     except BaseException:
         store.close()
         raise
+
+
+def _require_plain_names(store: ImageStore) -> None:
+    """Refuse names that checkpoints, ledgers and Triton's list of labels, one a line, cannot hold."""
+    for path in store.files:
+        if path.isprintable():
+            continue
+        if path.splitlines() != [path]:
+            raise DataError(f"{store.name}: the name {path!r} has a line break.", hint="Rename it.")
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{store.name}: the name {path!r} is not UTF-8.", hint="Rename it.") from error
 
 
 def _read_layout(store: ImageStore) -> dict[str, dict[str, list[str]]]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from trtdeploy.cli.main import app
+from trtdeploy.errors import ServerError
 from trtdeploy.plan import Plan
+from trtdeploy.tensors import Array
+from trtdeploy.triton.client import DeadlineExceededError, ServedModel, ServerUnavailableError, connect
+from trtdeploy.triton.client.prepared import PreparedRequests
 from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.repository import package
 from trtdeploy.triton.server import TritonServer
@@ -94,3 +100,25 @@ def test_a_batch_that_the_model_does_not_take_is_refused_first(server: TritonSer
     done = load("--url", server.grpc_url, "--model", "digits", "--batch-size", 33)
     assert done.exit_code == 2
     assert "at most 32 samples" in done.stderr
+
+
+def test_requests_that_were_encoded_beforehand_fail_as_others_do(server: TritonServer) -> None:
+    batch = {"input": np.zeros((2, 3, 32, 32), np.float32)}
+    with connect(server.grpc_url) as client:
+        model = client.describe("digits")
+
+    def send(request: dict[str, Array], said: ServedModel, url: str = server.grpc_url, **limits: float) -> None:
+        with connect(url, **limits) as client, PreparedRequests(client, said, [batch, request]) as requests:
+            requests.send(1)
+
+    send(batch, model, deadline_s=30)
+    with pytest.raises(ServerError, match=r"refused: .*unexpected shape"):
+        send({"input": batch["input"][:, :2]}, model)
+    with pytest.raises(ServerError, match="refused"):
+        send(batch, dataclasses.replace(model, version="7"))
+    with pytest.raises(ServerError):
+        send(batch, dataclasses.replace(model, outputs=(*model.outputs, model.inputs[0])))
+    with pytest.raises(DeadlineExceededError, match="within"):
+        send(batch, model, deadline_s=1e-6)
+    with pytest.raises(ServerUnavailableError):
+        send(batch, model, "grpc://127.0.0.1:1")

@@ -376,12 +376,12 @@ def test_a_stream_that_breaks_fails_its_requests_and_the_next_opens_another(qdq_
     assert not regions_of(os.getpid())
 
 
-def pending(server: TritonServer) -> int:
-    """How many requests wait in the queue of ``digits``, by the server's metrics."""
+def pending(server: TritonServer, model: str = "digits") -> int:
+    """How many requests wait in a model's queue, by the server's metrics."""
     metrics = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with metrics.open(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=LIMIT_S) as answer:
         text = answer.read().decode()
-    found = re.search(r'nv_inference_pending_request_count\{model="digits",[^}]*\} ([\d.]+)', text)
+    found = re.search(rf'nv_inference_pending_request_count.*model="{model}".* ([\d.]+)$', text, re.MULTILINE)
     return int(float(found[1])) if found else 0
 
 
@@ -582,6 +582,19 @@ def test_a_command_that_is_ended_leaves_no_shared_memory(number: signal.Signals,
             client.infer(client.describe("digits"), {"input": images(1)})
         left = [name for name in registered(server) if f"-{process.pid}-" in name]
     assert not left
+
+
+def test_a_validation_that_is_ended_says_so_in_one_line(server: TritonServer) -> None:
+    common = ("validate", "--url", server.http_url, "--model", "patient", "--data", "digits")
+    ways = (([], signal.SIGINT, "Interrupted."), (["--asyncio"], signal.SIGTERM, "Stopped."))
+    with ExitStack() as stack:
+        processes = [stack.enter_context(started(*common, *how)) for how, _, _ in ways]
+        wait_until(lambda: pending(server, "patient") >= len(ways), "all of them wait for an answer")
+        for process, (_, number, _) in zip(processes, ways, strict=True):
+            process.send_signal(number)
+        for process, (_, _, words) in zip(processes, ways, strict=True):
+            output, errors = process.communicate(timeout=LIMIT_S)
+            assert (process.returncode, output, errors.strip()) == (130, "", words)
 
 
 # every way by one command

@@ -41,6 +41,10 @@ class HttpClient(InferenceClient):
 
     def _client(self) -> Any:
         if not hasattr(self._local, "client"):
+            import gevent
+
+            hub = gevent.get_hub()  # of this thread; it would print a traceback at Ctrl-C, and raise it then
+            hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
             self._local.client = self._module.InferenceServerClient(
                 self.endpoint.address,
                 connection_timeout=self.timeout_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -18,13 +19,17 @@ from trtdeploy.errors import DtypeError, ServerError, UsageError
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import TensorSpec
 from trtdeploy.triton.client import (
+    ConnectionOptions,
     Endpoint,
     InferenceClient,
     RequestLimits,
     ServedModel,
     ServerUnavailableError,
     connect,
+    connect_async,
 )
+from trtdeploy.triton.client.grpc import channel_arguments, metadata_of
+from trtdeploy.triton.control import ModelControl
 
 Behaviour = Callable[[socket.socket], None]
 Call = Callable[[InferenceClient], object]
@@ -198,13 +203,15 @@ def test_a_proxy_of_the_environment_is_not_asked_about_loopback(scheme: str, mon
         "127.0.0.1:8000",
         "localhost",
         "http://127.0.0.1",
-        "https://127.0.0.1",
         "ftp://127.0.0.1:8000",
         "grpc://127.0.0.1:8001?x",
         "http://:8000",
         "http://127.0.0.1:x",
         "http://127.0.0.1:99999",
         "grpc://127.0.0.1:8001/path",
+        "http://127.0.0.1:8000/a b",
+        "http://127.0.0.1:8000//a",
+        "https://:443",
         "http://[::1:8000",
     ],
 )
@@ -351,3 +358,64 @@ def test_a_model_that_keeps_a_state_is_not_asked_again() -> None:
     with pytest.raises(ServerUnavailableError):
         client.infer(replace(MODEL, stateful=True), {})
     assert len(client.asked) == 1
+
+
+@pytest.mark.parametrize("url", ["http://user:s3cret@127.0.0.1:8000", "grpc://s3cret@127.0.0.1:8001"])
+def test_a_password_in_a_url_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(UsageError, match="is not the URL of a Triton server") as caught:
+        connect(url)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "shown"),
+    [
+        ("https://gateway.example", "gateway.example:443", "https://gateway.example:443"),
+        ("grpcs://[::1]", "[::1]:443", "grpcs://[::1]:443"),
+        ("http://127.0.0.1:8000/", "127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("https://gateway:8443/team-a/triton/", "gateway:8443", "https://gateway:8443/team-a/triton"),
+    ],
+)
+def test_ports_of_tls_and_paths_of_gateways(url: str, address: str, shown: str) -> None:
+    endpoint = Endpoint.parse(url)
+    assert (endpoint.address, endpoint.url) == (address, shown)
+
+
+@pytest.mark.parametrize("way", ["blocking", "asyncio", "control"])
+def test_behind_a_gateway_the_path_and_the_host_are_those_that_it_expects(way: str) -> None:
+    seen: list[bytes] = []
+
+    def behave(connection: socket.socket) -> None:
+        while request := connection.recv(65536):
+            seen.append(request)
+            about = {} if b"/config" in request.split(b"\r\n")[0] else METADATA | {"model_stats": []}
+            body = json.dumps(about).encode()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    async def describe(url: str) -> None:
+        async with connect_async(url, options=options) as client:
+            await client.describe("m")
+
+    options = ConnectionOptions(headers={"Host": "triton.team-a.example", "authorization": "Bearer x"})
+    with server_that(behave) as address:
+        url = f"http://{address}/team-a/triton"
+        if way == "asyncio":
+            asyncio.run(describe(url))
+        elif way == "control":
+            ModelControl(url, options=options).loaded()
+        else:
+            with connect(url, options=options) as client:
+                client.describe("m")
+    assert seen
+    for request in seen:
+        head = request.decode().lower()
+        assert head.startswith("get /team-a/triton/v2/models/")
+        assert head.count("\r\nhost: triton.team-a.example\r\n") == head.count("\r\nhost:") == 1
+        assert "\r\nauthorization: bearer x\r\n" in head
+
+
+def test_over_grpc_the_host_is_the_authority_and_no_metadata() -> None:
+    options = ConnectionOptions(headers={"Host": "triton.team-a.example", "authorization": "Bearer x"})
+    arguments = dict(channel_arguments(Endpoint.parse("grpc://127.0.0.1:1"), options))
+    assert arguments["grpc.default_authority"] == "triton.team-a.example"
+    assert metadata_of(options) == {"authorization": "Bearer x"}

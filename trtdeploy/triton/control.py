@@ -52,7 +52,7 @@ class ModelControl:
         self.url = endpoint.url
         self.timeout_s = timeout_s
         parts = urlsplit(self.url)
-        self._host, self._port = parts.hostname or "", parts.port
+        self._host, self._port, self._base = parts.hostname or "", parts.port, endpoint.path
         self._context = ssl_context(options) if endpoint.tls else None
         self._headers = options.plain_headers()
         self._failures = Failures(endpoint, options, RequestLimits(timeout_s=timeout_s))
@@ -162,7 +162,7 @@ class ModelControl:
             timer.start()
             try:
                 content_type = {"Content-Type": "application/json"} if body else {}
-                connection.request(method, path, body, content_type | self._headers)
+                connection.request(method, self._base + path, body, content_type | self._headers)
                 answer = connection.getresponse()
                 content = answer.read(_LARGEST_ANSWER_BYTES)
             finally:

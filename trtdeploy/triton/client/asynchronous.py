@@ -12,7 +12,7 @@ from trtdeploy.tensors import Array
 from trtdeploy.triton.client.base import check_version
 from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.failures import Failures, RequestTimeoutError, ServerUnavailableError
-from trtdeploy.triton.client.grpc import channel_arguments
+from trtdeploy.triton.client.grpc import channel_arguments, metadata_of
 from trtdeploy.triton.client.messages import Reply, Request, read_reply
 from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
 from trtdeploy.triton.client.patience import Patience, Try
@@ -182,11 +182,11 @@ class AsyncGrpcClient(AsyncInferenceClient):
 
         self._module = tritonclient.grpc.aio
         self._credentials = grpc_credentials(self.options) if endpoint.tls else None
-        self._headers = self.options.plain_headers()
+        self._headers = metadata_of(self.options)
 
     def _connect(self) -> Any:
         return self._module.InferenceServerClient(
-            self.endpoint.address, creds=self._credentials, channel_args=channel_arguments(self.endpoint)
+            self.endpoint.address, creds=self._credentials, channel_args=channel_arguments(self.endpoint, self.options)
         )
 
     async def _metadata_and_config(self, name: str, version: str, t: Try) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -227,7 +227,7 @@ class AsyncHttpClient(AsyncInferenceClient):
 
     def _connect(self) -> Any:
         return self._module.InferenceServerClient(
-            self.endpoint.address,
+            self.endpoint.address + self.endpoint.path,
             conn_limit=0,  # as many as requests are awaited at once
             conn_timeout=self.timeout_s,
             ssl=self.endpoint.tls,

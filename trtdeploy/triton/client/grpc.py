@@ -7,7 +7,7 @@ from typing import Any
 from trtdeploy.triton.client.base import InferenceClient
 from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.messages import Request
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.options import HOST, ConnectionOptions, RequestLimits
 from trtdeploy.triton.client.patience import Try
 from trtdeploy.triton.client.served_model import ServedModel
 from trtdeploy.triton.client.tls import grpc_credentials
@@ -33,9 +33,9 @@ class GrpcClient(InferenceClient):
         self._client = tritonclient.grpc.InferenceServerClient(
             endpoint.address,
             creds=grpc_credentials(self.options) if endpoint.tls else None,
-            channel_args=channel_arguments(endpoint),
+            channel_args=channel_arguments(endpoint, self.options),
         )
-        self._headers = self.options.plain_headers()
+        self._headers = metadata_of(self.options)
 
     def _disconnect(self) -> None:
         self._client.close()
@@ -80,14 +80,22 @@ def open_channel(endpoint: Endpoint, options: ConnectionOptions) -> Any:
     """Return a new ``grpc.Channel``; nothing is sent yet."""
     import grpc  # type: ignore[import-untyped, unused-ignore]
 
-    arguments = channel_arguments(endpoint)
+    arguments = channel_arguments(endpoint, options)
     if endpoint.tls:
         return grpc.secure_channel(endpoint.address, grpc_credentials(options), options=arguments)
     return grpc.insecure_channel(endpoint.address, options=arguments)
 
 
-def channel_arguments(endpoint: Endpoint) -> list[tuple[str, int]]:
+def channel_arguments(endpoint: Endpoint, options: ConnectionOptions) -> list[tuple[str, Any]]:
     """Return the arguments of a channel: messages of any size, and no proxy in front of this machine itself."""
-    # gRPC would send even loopback through a proxy that the environment names
-    direct = [("grpc.enable_http_proxy", 0)] if endpoint.is_loopback else []
-    return [(f"grpc.max_{way}_message_length", _UNLIMITED) for way in ("send", "receive")] + direct
+    arguments: list[tuple[str, Any]] = [(f"grpc.max_{way}_message_length", _UNLIMITED) for way in ("send", "receive")]
+    if endpoint.is_loopback:  # gRPC would send even that through a proxy that the environment names
+        arguments.append(("grpc.enable_http_proxy", 0))
+    if HOST in options.headers:
+        arguments.append(("grpc.default_authority", options.plain_headers()[HOST]))
+    return arguments
+
+
+def metadata_of(options: ConnectionOptions) -> dict[str, str]:
+    """Return the headers that go with every call; the host is one of the channel."""
+    return {name: value for name, value in options.plain_headers().items() if name != HOST}

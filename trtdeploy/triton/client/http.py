@@ -46,7 +46,7 @@ class HttpClient(InferenceClient):
             hub = gevent.get_hub()  # of this thread; it would print a traceback at Ctrl-C, and raise it then
             hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
             self._local.client = self._module.InferenceServerClient(
-                self.endpoint.address,
+                self.endpoint.address + self.endpoint.path,
                 connection_timeout=self.timeout_s,
                 network_timeout=self.timeout_s,
                 ssl=self.endpoint.tls,

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 from trtdeploy.errors import UsageError
 
+HOST = "host"
+"""The header by which a gateway chooses the service; over gRPC it is the channel's authority."""
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _OF_THE_PROTOCOLS = frozenset(
     {
-        *("host", "connection", "te", "transfer-encoding", "user-agent"),
+        *("connection", "te", "transfer-encoding", "user-agent"),
         *("content-length", "content-type", "content-encoding", "accept-encoding"),
         "inference-header-content-length",
     }

@@ -8,7 +8,7 @@ from typing import Any
 from trtdeploy.errors import ServerError
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client.failures import RequestTimeoutError
-from trtdeploy.triton.client.grpc import GrpcClient, open_channel
+from trtdeploy.triton.client.grpc import GrpcClient, metadata_of, open_channel
 from trtdeploy.triton.client.messages import Request
 from trtdeploy.triton.client.patience import Patience
 from trtdeploy.triton.client.served_model import ServedModel
@@ -51,7 +51,7 @@ class PreparedRequests:
             .SerializeToString()
             for inputs in requests
         ]
-        self._metadata = tuple(client.options.plain_headers().items())
+        self._metadata = tuple(metadata_of(client.options).items())
         self._channel = open_channel(client.endpoint, client.options)
         self._call = self._channel.unary_unary(
             _METHOD,

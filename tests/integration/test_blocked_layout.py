@@ -11,7 +11,12 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_graphs import GraphMaker, as_exported, block_network
 
-from trtdeploy.runtimes.onnxruntime.blocked_layout import quantize_in_blocked_layout, uses_blocked_layout
+from trtdeploy.runtimes.onnxruntime.blocked_layout import (
+    known_shapes,
+    quantize_in_blocked_layout,
+    read_channels_last,
+    uses_blocked_layout,
+)
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
 
 OPTIMIZE = {tactic.name: tactic.compile for tactic in tactics_for(True)}
@@ -58,9 +63,9 @@ def test_the_rewritten_network_is_bit_identical(channels: int, batch: int) -> No
 
 
 @pytest.mark.parametrize("channels", [16, 20])
-@pytest.mark.parametrize("dtype", ["int8", "uint8"])
-def test_a_pair_between_two_convolutions_loses_its_conversions(channels: int, dtype: str) -> None:
-    model = two_convolutions(lambda g, x: g.qdq(x, dtype=dtype), channels)
+@pytest.mark.parametrize(("dtype", "zero"), [("int8", 0), ("uint8", 0), ("int8", 3), ("uint8", 128)])
+def test_a_pair_between_two_convolutions_loses_its_conversions(channels: int, dtype: str, zero: int) -> None:
+    model = two_convolutions(lambda g, x: g.qdq(x, zero=zero, dtype=dtype), channels)
     before = optimized(model)
     after, count = quantize_in_blocked_layout(before)
     assert count == 1
@@ -99,8 +104,6 @@ def per_channel(g: GraphMaker, x: str) -> str:
 @pytest.mark.parametrize(
     ("between", "outputs"),
     [
-        pytest.param(lambda g, x: g.qdq(x, zero=3), (), id="zero-point"),
-        pytest.param(lambda g, x: g.qdq(x, zero=128, dtype="uint8"), (), id="uint8-zero-point"),
         pytest.param(per_channel, (), id="per-channel"),
         pytest.param(two_readers, ("values",), id="values-are-an-output"),
         pytest.param(codes_visible, ("codes",), id="codes-are-an-output"),
@@ -166,6 +169,69 @@ def test_a_channels_last_conversion_stays() -> None:
         helper.make_attribute("channels_last", 1)
     )
     assert quantize_in_blocked_layout(model)[1] == 0
+
+
+def residual_blocks(*, broadcast: bool = False, channels: int = 20) -> onnx.ModelProto:
+    """Two blocks, each with a shortcut through Q/DQ, as TensorRT wants it; or with something broadcast in its place."""
+    g = GraphMaker()
+    features = g.node("Relu", g.conv("input", 3, channels, kernel=3))
+    for _ in range(2):
+        shortcut = g.qdq(features)
+        branch = g.conv(shortcut, channels, channels, kernel=3)
+        other = g.qdq(g.conv(g.node("GlobalAveragePool", shortcut), channels, channels)) if broadcast else shortcut
+        features = g.node("Relu", g.node("Add", branch, other))
+    g.node("Relu", g.conv(g.qdq(features), channels, 9), output="y")
+    return g.model({"input": ["batch", 3, 12, 12]}, {"y": ["batch", 9, 12, 12]})
+
+
+@pytest.mark.parametrize("channels", [16, 20])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_additions_of_equal_shapes_are_moved_with_their_pairs(channels: int, batch: int) -> None:
+    model = residual_blocks(channels=channels)
+    before = optimized(model)
+    without_shapes, few = quantize_in_blocked_layout(before)
+    after, count = quantize_in_blocked_layout(before, known_shapes(model))
+    assert (few, count) == (0, 3)
+    # the first convolution's input comes plain, and the last one's result goes out plain
+    assert kinds(after)["ReorderOutput"] == 1 < kinds(without_shapes)["ReorderOutput"]
+    assert kinds(after)["Add"] == 2
+    np.testing.assert_array_equal(as_exported(after, image(batch))[0], as_exported(before, image(batch))[0])
+
+
+def test_an_addition_that_broadcasts_stays() -> None:
+    model = residual_blocks(broadcast=True)
+    before = optimized(model)
+    after, _ = quantize_in_blocked_layout(before, known_shapes(model))
+    np.testing.assert_array_equal(as_exported(after, image(2))[0], as_exported(before, image(2))[0])
+    # had it been moved, the answers would be others
+    shapes = dict.fromkeys(known_shapes(model), ("batch", 20, 12, 12))
+    wrong, _ = quantize_in_blocked_layout(before, shapes)
+    assert not np.array_equal(as_exported(wrong, image(2))[0], as_exported(before, image(2))[0])
+
+
+def from_channels_last(perm: tuple[int, ...]) -> onnx.ModelProto:
+    """A Transpose, Q, DQ and a ReorderInput."""
+    g = GraphMaker()
+    values = g.qdq(g.node("Relu", g.node("Transpose", "input", perm=perm)))
+    g.node("ReorderInput", values, output="blocked", domain="com.microsoft.nchwc")
+    g.node("ReorderOutput", "blocked", output="y", channels=20, domain="com.microsoft.nchwc")
+    shape = ["batch", 12, 12, 20] if perm == (0, 3, 1, 2) else ["batch", 12, 20, 12]
+    model = g.model({"input": shape}, {"y": ["batch", 20, 12, 12]})
+    model.opset_import.append(helper.make_opsetid("com.microsoft.nchwc", 1))
+    return model
+
+
+def test_channels_from_the_end_are_read_as_they_come() -> None:
+    model = from_channels_last((0, 3, 1, 2))
+    after = read_channels_last(model)
+    assert kinds(after)["Transpose"] == 0
+    inputs = {"input": np.random.default_rng(0).standard_normal((2, 12, 12, 20)).astype(np.float32)}
+    np.testing.assert_array_equal(as_exported(after, inputs)[0], as_exported(model, inputs)[0])
+
+
+def test_another_order_stays() -> None:
+    model = from_channels_last((0, 2, 1, 3))
+    assert read_channels_last(model) == model
 
 
 def test_a_model_without_blocked_operators_is_returned_as_it_is() -> None:

@@ -18,6 +18,7 @@ from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.onnxruntime.blocked_layout import uses_blocked_layout
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
+from trtdeploy.runtimes.onnxruntime.integer_products import INTEGER_PRODUCT
 from trtdeploy.runtimes.onnxruntime.measure import median_milliseconds, relative_error
 from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
@@ -68,13 +69,14 @@ def build_plan(
     best = min(candidates, key=lambda candidate: milliseconds[candidate.key])
     logger.info("fastest of %d candidates: %s, %.2f ms", len(candidates), best.key, milliseconds[best.key])
     optimized = onnx.load_model_from_string(best.content)
-    blocked = uses_blocked_layout(optimized)
+    # the block size is one of this processor's, and so is that sums of products do not saturate
+    bound = uses_blocked_layout(optimized) or any(node.op_type == INTEGER_PRODUCT for node in optimized.graph.node)
     return BuiltPlan(
         content=best.content,
         device=DeviceFacts(
             kind="cpu",
             name=processor_name(),
-            capability=instruction_sets() if blocked else instruction_sets().split("+")[0],
+            capability=instruction_sets() if bound else instruction_sets().split("+")[0],
         ),
         precision=_precision(count, optimized),
         tactic=TacticFacts(

@@ -34,6 +34,16 @@ def instruction_sets() -> str:
     return "+".join([platform.machine(), *(name for name in _RELEVANT if name in flags)])
 
 
+def multiplies_exactly() -> bool:
+    """Return whether a product of UINT8 and INT8 is summed up without saturation.
+
+    On x86 without VNNI, ONNX Runtime adds pairs of products in 16 bits (VPMADDUBSW), and large ones saturate.
+    Source: "Quantize ONNX models", section "When and why do I need to try U8U8", https://onnxruntime.ai.
+    """
+    here = instruction_sets()
+    return not here.startswith(("x86_64", "AMD64", "i386", "i686")) or "vnni" in here
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def make_session(
     optimization: Any = OPTIMIZE_NOTHING,
     entries: Mapping[str, str] | None = None,
     save_optimized: Path | None = None,
+    without: Sequence[str] = (),
 ) -> Session:
     """Load a model for the CPU.
 
@@ -42,6 +43,7 @@ def make_session(
         optimization: One of the ``OPTIMIZE_`` levels.
         entries: Session configuration entries by name.
         save_optimized: Where to write the optimized graph.
+        without: Optimizations, by ONNX Runtime's name, that are not applied; one that it does not have is no error.
 
     Raises:
         RUNTIME_ERRORS: ONNX Runtime refuses the model.
@@ -57,14 +59,18 @@ def make_session(
         options.add_session_config_entry(name, value)
     if save_optimized is not None:
         options.optimized_model_filepath = str(save_optimized)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+    )
 
 
-def optimize_offline(model: bytes, *, optimization: Any, entries: Mapping[str, str]) -> bytes:
+def optimize_offline(
+    model: bytes, *, optimization: Any, entries: Mapping[str, str], without: Sequence[str] = ()
+) -> bytes:
     """Return the graph that ONNX Runtime makes of ``model``, serialized."""
     with tempfile.TemporaryDirectory(prefix="trtdeploy-build-") as folder:
         target = Path(folder) / "optimized.onnx"
-        make_session(model, optimization=optimization, entries=entries, save_optimized=target)
+        make_session(model, optimization=optimization, entries=entries, save_optimized=target, without=without)
         return target.read_bytes()
 
 

@@ -8,10 +8,19 @@ from dataclasses import dataclass
 import onnx
 
 from trtdeploy.onnxgraph.qdq import fold_weights
-from trtdeploy.runtimes.onnxruntime.blocked_layout import quantize_in_blocked_layout
+from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
+from trtdeploy.runtimes.onnxruntime.blocked_layout import (
+    known_shapes,
+    quantize_in_blocked_layout,
+    read_channels_last,
+)
+from trtdeploy.runtimes.onnxruntime.cpu import multiplies_exactly
+from trtdeploy.runtimes.onnxruntime.integer_products import multiply_codes
 from trtdeploy.runtimes.onnxruntime.session import OPTIMIZE_ALL, OPTIMIZE_PORTABLE, optimize_offline
 
 _KEEP_QDQ = {"session.disable_quant_qdq": "1"}
+_KEEP_FLOAT_WEIGHTS = ("WeightBiasQuantization",)
+"""ONNX Runtime would quantize them again, with one scale for all of a weight."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ def tactics_for(quantized: bool) -> list[Tactic]:
         Tactic("integer-kernels", _blocked),
         Tactic("float-weights", _float_weights),
         Tactic("float-weights-blocked-qdq", _float_weights_blocked_qdq),
+        Tactic("float-weights-integer-gates", _float_weights_integer_gates),
+        Tactic("integer-products", _integer_products),
         Tactic("float-weights-plain-layout", _float_weights_plain_layout),
     ]
 
@@ -60,8 +71,44 @@ def _float_weights_blocked_qdq(model: onnx.ModelProto) -> bytes | None:
     content = _float_weights(model)
     if content is None:
         return None
-    moved, count = quantize_in_blocked_layout(onnx.load_model_from_string(content))
+    moved, count = quantize_in_blocked_layout(onnx.load_model_from_string(content), known_shapes(model))
     return moved.SerializeToString() if count else None
+
+
+def _float_weights_integer_gates(model: onnx.ModelProto) -> bytes | None:
+    """Weights become floats; products, means and sums between Q/DQ run on the codes, which are a quarter of the bytes.
+
+    A convolution between Q/DQ stays in float. Where a squeeze-and-excitation gate has its pairs, that saves two
+    DequantizeLinear, a QuantizeLinear and a pass of floats for each.
+    """
+    folded, count = fold_weights(model)
+    if not count:
+        return None
+    optimized = _on_codes(with_unsigned_activations(folded))
+    if not any(node.op_type.startswith("QLinear") for node in optimized.graph.node):
+        return None
+    content: bytes = quantize_in_blocked_layout(optimized, known_shapes(model))[0].SerializeToString()
+    return content
+
+
+def _integer_products(model: onnx.ModelProto) -> bytes | None:
+    """1x1 convolutions and linear layers multiply codes; other layers are as in ``_float_weights_integer_gates``."""
+    if not multiplies_exactly():
+        return None
+    changed, count = multiply_codes(with_unsigned_activations(model))
+    if not count:
+        return None
+    shapes = known_shapes(model)
+    optimized = read_channels_last(_on_codes(fold_weights(changed)[0]), shapes)
+    content: bytes = quantize_in_blocked_layout(optimized, shapes)[0].SerializeToString()
+    return content
+
+
+def _on_codes(model: onnx.ModelProto) -> onnx.ModelProto:
+    content = optimize_offline(
+        model.SerializeToString(), optimization=OPTIMIZE_ALL, entries={}, without=_KEEP_FLOAT_WEIGHTS
+    )
+    return onnx.load_model_from_string(content)
 
 
 def _float_weights_plain_layout(model: onnx.ModelProto) -> bytes | None:

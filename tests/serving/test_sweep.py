@@ -217,8 +217,26 @@ def test_the_best_point_has_to_repeat_itself(rehearsal: Rehearsal, tmp_path: Pat
     space = SweepSpace(instances=(1, 2), max_batch_size=(8,), concurrency=(1, 4))
     results = SweepResults(tmp_path / "r.jsonl", rehearsal.head(space))
     rehearsal.run(space, results)
-    chosen, again = rehearsal.confirmed(results.points, None)
-    assert (chosen.candidate.instances, chosen.concurrency) == (2, 4)
+    choice = rehearsal.choose(results.points, None)
+    assert (choice.point.candidate.instances, choice.point.concurrency) == (2, 4)
+    assert choice.deployed is not None
+    assert (choice.deployed.candidate, choice.deployed.samples_per_s) == (rehearsal.as_deployed, 40)
     # two instances keep the promise in the short look only
-    chosen, again = rehearsal.confirmed(results.points, 50)
-    assert (chosen.candidate.instances, chosen.concurrency, again.p99_ms) == (1, 4, 5)
+    choice = rehearsal.choose(results.points, 50)
+    assert (choice.point.candidate, choice.point.concurrency) == (rehearsal.as_deployed, 4)
+    assert (choice.confirmed.p99_ms, choice.deployed) == (5, None)
+
+
+def test_what_is_deployed_stays_if_it_is_as_fast_beside_the_best(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    class Slowed(Rehearsal):
+        def figures(self, candidate: Candidate, concurrency: int, windows: WindowOptions) -> LoadPoint:
+            return load_point(40 if windows.window_s > 2 else 40 + candidate.instances, 5, concurrency=concurrency)
+
+    slowed = Slowed(rehearsal.deployed, rehearsal.installation, rehearsal.windows)
+    space = SweepSpace(instances=(1, 2), max_batch_size=(8,), concurrency=(4,))
+    results = SweepResults(tmp_path / "r.jsonl", slowed.head(space))
+    slowed.run(space, results)
+    choice = slowed.choose(results.points, None)
+    assert (choice.point.candidate, choice.confirmed.samples_per_s) == (slowed.as_deployed, 40)
+    with pytest.raises(GateError, match="confirms none of the best 2 points"):
+        rehearsal.choose([entry for entry in results.points if entry.candidate != slowed.as_deployed] * 2, 50)

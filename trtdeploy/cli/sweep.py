@@ -66,7 +66,7 @@ def sweep(
         typer.Option(
             "--apply",
             help="Write the config of the stable point with the highest throughput among those that keep --slo-p99-ms, "
-            "once a longer measurement has confirmed it.",
+            "once a longer measurement beside what is deployed has confirmed it.",
         ),
     ] = False,
     slo_p99_ms: Annotated[
@@ -161,28 +161,29 @@ def _choose(run: Sweep, found: SweepResults, slo_p99_ms: float | None, apply: bo
         if not as_json:
             typer.echo(f"highest throughput{promise}: {_named(best)}. Write it with --resume --apply.")
         return {"choice": best.model_dump(mode="json"), "confirmed": None, "applied": None}
-    best, confirmed = run.confirmed(found.points, slo_p99_ms)
-    before, after = retune(run.deployed, best.candidate.applied_to(run.deployed.options))
+    choice = run.choose(found.points, slo_p99_ms)
+    candidate = choice.point.candidate
+    before, after = retune(run.deployed, candidate.applied_to(run.deployed.options))
     if not as_json:
-        typer.echo(f"highest throughput{promise}: {_named(best)}")
-        typer.echo(f"confirmed by a longer measurement: {_figures(confirmed)}")
+        typer.echo(f"highest throughput{promise}: {_named(choice.point)}")
+        typer.echo(f"in a longer measurement: {_figures(choice.confirmed)}")
+        if choice.deployed is not None:
+            typer.echo(f"beside it, as deployed: {_named(choice.deployed)}")
         config = run.deployed.folder / "config.pbtxt"
         if before == after:
             typer.echo(f"{config}: nothing to change")
         else:
-            typer.echo(f"{config}: {run.as_deployed} -> {best.candidate}")
-            before_best = found.best_of(run.as_deployed)
-            typer.echo(f"  before, at its best: {_figures(before_best)}, concurrency {before_best.concurrency}")
+            typer.echo(f"{config}: {run.as_deployed} -> {candidate}")
             typer.echo("A running server takes it at its next load of the model.")
-    applied = {
-        "before": run.as_deployed.model_dump(mode="json"),
-        "after": best.candidate.model_dump(mode="json"),
-        "changed": before != after,
-    }
     return {
-        "choice": best.model_dump(mode="json"),
-        "confirmed": confirmed.model_dump(mode="json"),
-        "applied": applied,
+        "choice": choice.point.model_dump(mode="json"),
+        "confirmed": choice.confirmed.model_dump(mode="json"),
+        "applied": {
+            "before": run.as_deployed.model_dump(mode="json"),
+            "after": candidate.model_dump(mode="json"),
+            "changed": before != after,
+            "as_deployed": choice.deployed.model_dump(mode="json") if choice.deployed is not None else None,
+        },
     }
 
 

@@ -54,14 +54,14 @@ def ranked(points: Sequence[SweepPoint], slo_p99_ms: float | None) -> list[Sweep
     Raises:
         GateError: There is none.
     """
-    stable = [entry for entry in points if entry.point.stable]
+    stable = [entry for entry in points if keeps(entry, None)]
     if not stable:
         raise GateError(
             f"Not one of {len(points)} measured loads was stable: nothing can be chosen.",
             hint="See what else the machine does, or give longer windows (--window), more of them (--max-windows) or a "
             "larger --stability-percent.",
         )
-    keeping = [entry for entry in stable if slo_p99_ms is None or entry.p99_ms <= slo_p99_ms]
+    keeping = [entry for entry in stable if keeps(entry, slo_p99_ms)]
     if not keeping:
         closest = min(stable, key=lambda entry: entry.p99_ms)
         raise GateError(
@@ -70,3 +70,8 @@ def ranked(points: Sequence[SweepPoint], slo_p99_ms: float | None) -> list[Sweep
             hint="Allow more time, or sweep smaller batches, shorter delays and less concurrency.",
         )
     return sorted(keeping, key=lambda entry: (-entry.samples_per_s, entry.p99_ms))
+
+
+def keeps(entry: SweepPoint, slo_p99_ms: float | None) -> bool:
+    """Say whether a point is stable and keeps the promise, where there is one."""
+    return entry.point.stable and (slo_p99_ms is None or entry.p99_ms <= slo_p99_ms)

@@ -9,7 +9,7 @@ from typing import Any
 
 from trtdeploy.errors import GateError, ModelError, ServerError, ShapeError
 from trtdeploy.load.arrivals import ClosedLoop, Send
-from trtdeploy.load.choice import SweepPoint, ranked
+from trtdeploy.load.choice import SweepPoint, keeps, ranked
 from trtdeploy.load.measurement import STABLE_WINDOWS, LoadPoint, WindowOptions, measure
 from trtdeploy.load.requests import make_requests
 from trtdeploy.load.results import Refused, SweepResults
@@ -30,6 +30,22 @@ _CONFIRMATIONS = 3
 
 def _nothing(*_: object) -> None:
     """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a sweep comes to.
+
+    Attributes:
+        point: The chosen point, as the sweep measured it.
+        confirmed: The same, as the longer measurement did.
+        deployed: The best of how the model is served now, measured as long beside it; None where that is the choice, or
+            keeps no promise.
+    """
+
+    point: SweepPoint
+    confirmed: SweepPoint
+    deployed: SweepPoint | None
 
 
 @dataclass(frozen=True)
@@ -120,34 +136,44 @@ class Sweep:
                 f"p99 {best.p99_ms:.2f} ms"
             )
 
-    def confirmed(self, points: Sequence[SweepPoint], slo_p99_ms: float | None) -> tuple[SweepPoint, SweepPoint]:
+    def choose(self, points: Sequence[SweepPoint], slo_p99_ms: float | None) -> Choice:
         """Choose a point, and measure it once more for longer: the best of many is often the luckiest.
 
         The rule: of the stable points whose p99 is at most ``slo_p99_ms``, where that is given, the one with the
-        highest throughput; if it does not keep this in the longer measurement, the next one.
-
-        Returns:
-            The chosen point as the sweep measured it, and as the longer measurement did.
+        highest throughput; if it does not keep this in the longer measurement, the next one. How the model is served
+        now is measured again beside it, for the machine may have changed since, and stays if it is as fast.
 
         Raises:
             GateError: No point can be chosen, or none of the first ones is confirmed.
         """
-        longer = self.windows.model_copy(update={"window_s": min(600.0, _LONGER * self.windows.window_s)})
+        order = ranked(points, slo_p99_ms)
         failed = []
-        for entry in ranked(points, slo_p99_ms)[:_CONFIRMATIONS]:
-            with self.serving(entry.candidate) as measure_at:
-                again = SweepPoint(candidate=entry.candidate, point=measure_at(entry.concurrency, longer))
-            if again.point.stable and (slo_p99_ms is None or again.p99_ms <= slo_p99_ms):
-                return entry, again
-            failed.append(
-                f"{entry.candidate}, concurrency {entry.concurrency}: p99 {again.p99_ms:.2f} ms"
-                + ("" if again.point.stable else ", not stable")
-            )
-            self.say(f"not confirmed: {failed[-1]}")
+        for entry in order[:_CONFIRMATIONS]:
+            again = self._longer(entry)
+            if not keeps(again, slo_p99_ms):
+                failed.append(
+                    f"{entry.candidate}, concurrency {entry.concurrency}: p99 {again.p99_ms:.2f} ms"
+                    + ("" if again.point.stable else ", not stable")
+                )
+                self.say(f"not confirmed: {failed[-1]}")
+                continue
+            now = next((point for point in order if point.candidate == self.as_deployed), None)
+            if entry.candidate == self.as_deployed or now is None:
+                return Choice(entry, again, None)
+            deployed = self._longer(now)
+            if keeps(deployed, slo_p99_ms) and deployed.samples_per_s >= again.samples_per_s:
+                self.say(f"no better than as deployed: {entry.candidate}, {again.samples_per_s:.1f} samples/s")
+                return Choice(now, deployed, None)
+            return Choice(entry, again, deployed)
         raise GateError(
             f"A longer measurement confirms none of the best {len(failed)} points: {'; '.join(failed)}.",
             hint="See what else the machine does, or give longer windows: --window.",
         )
+
+    def _longer(self, entry: SweepPoint) -> SweepPoint:
+        windows = self.windows.model_copy(update={"window_s": min(600.0, _LONGER * self.windows.window_s)})
+        with self.serving(entry.candidate) as measure_at:
+            return SweepPoint(candidate=entry.candidate, point=measure_at(entry.concurrency, windows))
 
     @contextmanager
     def serving(self, candidate: Candidate) -> Iterator[MeasureAt]:

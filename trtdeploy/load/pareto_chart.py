@@ -33,7 +33,7 @@ def check_chart(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise RuntimeUnavailableError("A plot is drawn by matplotlib.", hint="pip install matplotlib") from error
+        raise RuntimeUnavailableError("A plot is drawn by matplotlib.", hint="pip install 'trtdeploy[report]'") from error
 
 
 def draw_pareto(

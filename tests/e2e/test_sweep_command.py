@@ -66,6 +66,11 @@ def test_a_sweep_from_its_interruption_to_a_better_config(qdq_plan: Plan, tmp_pa
     assert config.read_text() == deployed
     assert plot.read_bytes().startswith(b"\x89PNG")
 
+    impossible = invoke(*sweep, "--resume", "--json", "--slo-p99-ms", 0.01)
+    assert impossible.exit_code == 1
+    assert "No candidate keeps p99 <= 0.01 ms" in impossible.stderr
+    assert json.loads(impossible.stdout)["choice"] is None
+
     applied = invoke(*sweep, "--resume", "--apply", "--slo-p99-ms", 90)
     assert applied.exit_code == 0, applied.output
     assert "1 instance, batch 32, delay 100000 us -> 1 instance, batch 8" in applied.stdout

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from trtdeploy.cli.console import Bars, Output, door, interrupt, print_json
 from trtdeploy.cli.measurement import SweepMeasurementFlags
 from trtdeploy.cli.option_groups import with_option_groups
+from trtdeploy.errors import GateError
 
 if TYPE_CHECKING:
     from trtdeploy.load.choice import SweepPoint
@@ -124,7 +125,13 @@ def sweep(
             if not as_json:
                 bars.finish()
                 _show(run, found)
-            facts |= _choose(run, found, slo_p99_ms, apply, as_json)
+            try:
+                facts |= _choose(run, found, slo_p99_ms, apply, as_json)
+            except GateError:
+                bars.finish()
+                if as_json:
+                    print_json({**facts, "choice": None, "confirmed": None, "applied": None})
+                raise
         bars.finish()
         if as_json:
             print_json(facts)

@@ -33,7 +33,9 @@ def check_chart(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise RuntimeUnavailableError("A plot is drawn by matplotlib.", hint="pip install 'trtdeploy[report]'") from error
+        raise RuntimeUnavailableError(
+            "A plot is drawn by matplotlib.", hint="pip install 'trtdeploy[report]'"
+        ) from error
 
 
 def draw_pareto(
@@ -85,6 +87,7 @@ def _draw_points(axes: Any, points: Sequence[SweepPoint], front: Sequence[SweepP
     for index, count in enumerate(counts):
         colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
         named = f"{count} instance{'s' if count > 1 else ''}"
+        axes.plot([], [], linestyle="none", marker=marker, markersize=6, color=colour, label=named)
         for stable in (True, False):
             there = [entry for entry in points if entry.candidate.instances == count and entry.point.stable is stable]
             if there:
@@ -96,7 +99,6 @@ def _draw_points(axes: Any, points: Sequence[SweepPoint], front: Sequence[SweepP
                     markersize=6,
                     markerfacecolor=colour if stable else "white",
                     markeredgecolor=colour,
-                    label=named if stable else None,
                 )
         chosen = [entry for entry in points if entry.candidate.instances == count and id(entry) in best]
         axes.plot(
@@ -177,6 +179,8 @@ def _draw_key(key: Any, front: Sequence[SweepPoint]) -> None:
     key.set_xlim(0, 1)
     key.set_ylim(_KEY_ROWS, 0)
     key.text(0, 0.2, "On the front", fontsize=9, fontweight="bold", color=_INK, va="center")
+    if not front:
+        key.text(0, 1.2, "nothing: no load was stable", fontsize=8, color=_SOFT, va="center")
     for row, entry in enumerate(front[-(_KEY_ROWS - 1) :], start=1 + max(0, len(front) - _KEY_ROWS + 1)):
         place = row - max(0, len(front) - _KEY_ROWS + 1) + 0.2
         key.text(0, place, str(row), fontsize=8.5, fontweight="bold", color=_INK, va="center")

@@ -1,11 +1,13 @@
 """Versions come and go under load and under kills: does a request fail, is an answer wrong, is a repository broken?
 
-    python -m benchmarks.publish_soak [--clients 8] [--kills 100] [--seed 0] [--output FILE.json]
+    python -m benchmarks.publish_soak [--clients 8] [--kills 100] [--live-kills 12] [--seed 0] [--output FILE.json]
 
 First part: a real tritonserver serves version 1 while clients ask without pause; version 2 is published, promoted and
 rolled back. Every answer must be that of the version that the server names. Second part: processes publish, promote,
 roll back and prune in one repository and are killed with SIGKILL at random moments; after every kill the repository
 must pass the checker, and its plan must load and answer as one of the versions; at the end a server loads it too.
+Third part: processes promote on a server that clients ask, and are killed likewise; after every kill the next promotion
+must succeed, and leave the server serving what the repository names and nothing else.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from trtdeploy.errors import TrtDeployError
 from trtdeploy.files import atomic_write
 from trtdeploy.triton.client import connect
 from trtdeploy.triton.config import check_config
+from trtdeploy.triton.drift import find_drift
 from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.promotion import promote_live
 from trtdeploy.triton.server import TritonServer
@@ -56,6 +59,14 @@ while True:
     except TrtDeployError as error:
         if "roll back" not in str(error):
             raise
+"""
+_LIVE_CHILD = """
+import itertools, sys
+from trtdeploy.triton.promotion import promote_live
+repository, url = sys.argv[1:]
+print("ready", flush=True)
+for version in itertools.cycle((2, 1)):
+    promote_live(repository, "scaled", version, url=url)
 """
 
 
@@ -218,6 +229,54 @@ def under_kills(plans: list[Path], *, kills: int, seed: int, serve: bool = True)
     return {"kills": done, "broken": broken, "answered_as": dict(died), "versions_left": count, "served": served}
 
 
+def under_live_kills(plans: list[Path], *, kills: int, seed: int, clients: int) -> dict[str, Any]:
+    """Kill promotions on a live server at random moments; after each kill promote again and look what is served.
+
+    Args:
+        plans: The two plans.
+        kills: How many.
+        seed: Of the moments.
+        clients: How many clients ask meanwhile.
+    """
+    rng = random.Random(seed)
+    broken: list[str] = []
+    left: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="publish-soak-") as name:
+        repository = Path(name) / "models"
+        for plan in plans:
+            publish(plan, repository, NAME)
+        server = TritonServer(
+            repository, find_tritonserver(), http_port=0, grpc_port=0, metrics_port=0, options=_EXPLICIT
+        )
+        with server, Clients(server.grpc_url, clients) as asking:
+            for number in range(kills):
+                command = [sys.executable, "-c", _LIVE_CHILD, str(repository), server.http_url]
+                child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                assert child.stdout is not None  # asked for above
+                child.stdout.readline()
+                time.sleep(rng.uniform(0, 5))
+                child.send_signal(signal.SIGKILL)
+                _, errors = child.communicate()
+                time.sleep(1)  # the server goes on loading what was asked for
+                if child.returncode != -signal.SIGKILL:
+                    broken.append(f"a promotion failed: {errors[-500:]}")
+                left.update("a candidate" if "candidate" in found.message else "the other version"
+                            for _, found in find_drift(repository, server.http_url))  # fmt: skip
+                try:
+                    promote_live(repository, NAME, rng.choice((1, 2)), url=server.http_url)
+                except TrtDeployError as error:
+                    broken.append(f"after kill {number + 1}: {error}")
+                broken += [f"after kill {number + 1}: {found}" for _, found in find_drift(repository, server.http_url)]
+    return {
+        "kills": kills,
+        "broken": broken,
+        "left_by_kills": dict(left),
+        "answers": sum(asking.answered.values()),
+        "failed": asking.failed,
+        "wrong": asking.wrong,
+    }
+
+
 def _look(repository: Path) -> str:
     """Load what would be served, and say which plan it is.
 
@@ -239,10 +298,11 @@ def _look(repository: Path) -> str:
 
 
 def main() -> int:
-    """Run both parts, write what came out and print the verdict."""
+    """Run all parts, write what came out and print the verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--live-kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/publish_soak.json"))
     arguments = parser.parse_args()
@@ -250,16 +310,23 @@ def main() -> int:
         plans = make_plans(Path(name))
         load = under_load(plans, clients=arguments.clients)
         kills = under_kills(plans, kills=arguments.kills, seed=arguments.seed)
-    atomic_write(arguments.output, json.dumps({"under_load": load, "under_kills": kills}, indent=2) + "\n")
+        live = under_live_kills(
+            plans, kills=arguments.live_kills, seed=arguments.seed, clients=min(arguments.clients, 2)
+        )
+    facts = {"under_load": load, "under_kills": kills, "under_live_kills": live}
+    atomic_write(arguments.output, json.dumps(facts, indent=2) + "\n")
     print(  # noqa: T201
         f"{load['clients']} clients: {load['answers']} answers {load['answers_by_version']}, "
         f"{len(load['failed'])} failed, {len(load['wrong'])} wrong; "
         f"{kills['kills']} kills: {len(kills['broken'])} times broken, {kills['answered_as']}, "
-        f"served at the end: version {kills['served']}"
+        f"served at the end: version {kills['served']}; {live['kills']} kills of live promotions: "
+        f"{len(live['broken'])} times broken, left behind: {live['left_by_kills']}, {live['answers']} answers, "
+        f"{len(live['failed'])} failed, {len(live['wrong'])} wrong"
     )
-    for text in [*load["failed"][:5], *load["wrong"][:5], *kills["broken"][:5]]:
+    bad = [*load["failed"], *load["wrong"], *kills["broken"], *live["broken"], *live["failed"], *live["wrong"]]
+    for text in bad[:20]:
         print(text, file=sys.stderr)  # noqa: T201
-    return 1 if load["failed"] or load["wrong"] or kills["broken"] else 0
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

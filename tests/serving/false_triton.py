@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, self.path)
             if match is not None:
                 name = match[1] if match.groups() else ""
-                fault = self.server.faults.get((kind, ".candidate-" in name))
+                fault = self.server.faults.get((kind, name.endswith(".candidate")))
                 if fault is not None:
                     with contextlib.suppress(OSError):
                         fault(self)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import re
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -40,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 _NOT_SENT = {SAMPLE_FILE, "config.pbtxt"}
-_CANDIDATE = re.compile(r"(.+)\.candidate-[0-9a-f]{8}")
+_CANDIDATE = ".candidate"
 
 
 def promote_live(
@@ -80,7 +78,6 @@ def promote_live(
         if number not in versions(folder):
             raise RepositoryError(f"{folder} has no version {number}; it has {versions(folder)}.")
         before = active_version(folder)
-        _take_candidates_out(control, name)
         with _candidate(control, folder, number) as candidate:
             answered = _test(url, folder, number, candidate, timeout_s, options)
         done = activate(folder, number, step=step, force=force)
@@ -100,16 +97,7 @@ def promote_live(
 
 def candidates(loaded: Iterable[str]) -> list[tuple[str, str]]:
     """Return which of the models that a server has loaded are candidates: the model it is one of, and its own name."""
-    matches = [_CANDIDATE.fullmatch(name) for name in loaded]
-    return [(match[1], match[0]) for match in matches if match is not None]
-
-
-def _take_candidates_out(control: ModelControl, name: str) -> None:
-    """Unload what a killed promotion of this model has left; the caller holds the model's lock, so none still runs."""
-    for model, candidate in candidates(control.loaded()):
-        if model == name:
-            logger.warning("%s was left on the server by a promotion that was killed; it is taken out.", candidate)
-            control.unload(candidate)
+    return [(name.removesuffix(_CANDIDATE), name) for name in loaded if name.endswith(_CANDIDATE)]
 
 
 def _go_back(control: ModelControl, folder: Path, before: int, error: BaseException) -> None:
@@ -140,7 +128,10 @@ def _candidate(control: ModelControl, folder: Path, number: int) -> Iterator[str
 
     from trtdeploy.triton.config import schema
 
-    name = f"{folder.name}.candidate-{secrets.token_hex(4)}"
+    # always the same name: what a killed promotion has left, or is still loading, is replaced and then taken out
+    name = folder.name + _CANDIDATE
+    if name in control.loaded():
+        logger.warning("%s was left on the server by a promotion that was killed; it is taken out.", name)
     config = text_format.Parse(config_of(folder, number), schema().ModelConfig())
     config.name = name
     config.ClearField("model_warmup")  # its files lie in the model's folder, and are not sent

@@ -32,8 +32,14 @@ def uses_blocked_layout(model: onnx.ModelProto) -> bool:
 
 
 def known_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Return the shape of every tensor that ONNX's shape inference knows in full; sizes may have names."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    """Return the shape of every tensor that ONNX's shape inference knows in full; sizes may have names.
+
+    None, where it finds a contradiction in what the model says of its tensors.
+    """
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError:
+        return {}
     shapes: dict[str, Shape] = {}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         sizes = tuple(size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim)

@@ -19,6 +19,7 @@ from trtdeploy.errors import DtypeError, ServerError, UsageError
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import TensorSpec
 from trtdeploy.triton.client import (
+    AccessDeniedError,
     ConnectionOptions,
     Endpoint,
     InferenceClient,
@@ -419,3 +420,35 @@ def test_over_grpc_the_host_is_the_authority_and_no_metadata() -> None:
     arguments = dict(channel_arguments(Endpoint.parse("grpc://127.0.0.1:1"), options))
     assert arguments["grpc.default_authority"] == "triton.team-a.example"
     assert metadata_of(options) == {"authorization": "Bearer x"}
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+def test_a_gateway_that_wants_a_token_is_said_so(status: str) -> None:
+    options = ConnectionOptions(headers={"authorization": "Bearer s3cret"})
+    with (
+        server_that(answer(b"<html>no</html>", status=status)) as address,
+        connect(f"http://{address}", options=options, retries=5) as client,
+        pytest.raises(AccessDeniedError, match="--header") as caught,
+    ):
+        client.describe("m")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "503 Service Unavailable"])
+def test_a_server_that_is_going_down_is_asked_again_over_http_too(status: str) -> None:
+    asked: list[bytes] = []
+
+    def behave(connection: socket.socket) -> None:
+        while request := connection.recv(65536):
+            asked.append(request)
+            body = b'{"error": "Server is stopping"}'
+            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+
+    with (
+        server_that(behave) as address,
+        connect(f"http://{address}", timeout_s=10, retries=2) as client,
+        pytest.raises(ServerUnavailableError, match="Server is stopping"),
+    ):
+        client.statistics(MODEL)
+    assert len(asked) == 3

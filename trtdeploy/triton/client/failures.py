@@ -11,7 +11,9 @@ from trtdeploy.errors import ServerError
 from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
 
-_UNAVAILABLE = "StatusCode.UNAVAILABLE"
+_UNAVAILABLE = frozenset({"StatusCode.UNAVAILABLE", "502", "503"})
+_DENIED = frozenset({"StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED", "401", "403"})
+_SHOWN_CHARACTERS = 300  # of a gateway's page
 _TOO_LATE = "StatusCode.DEADLINE_EXCEEDED"
 # Triton's words: its gRPC and HTTP endpoints with restricted access, and the queue of its core
 _RESTRICTED = re.compile(r"is restricted, expecting header '([^']*)'")
@@ -131,7 +133,13 @@ class Failures:
                 hint="Allow more time, lower the load, or give the model more instances.",
                 dropped_by_server=True,
             )
-        if status == _UNAVAILABLE:
+        if status in _DENIED:
+            return AccessDeniedError(
+                f"The server at {self._url}, or a gateway before it, does not let this client in "
+                f"({status.rpartition('.')[2]}): {message[:_SHOWN_CHARACTERS]}",
+                hint="Give --header NAME=VALUE with what it asks for, as in --header 'authorization=Bearer TOKEN'.",
+            )
+        if status in _UNAVAILABLE:
             secure = self._endpoint.tls and _TLS.search(message)
             return self._no_tls(message) if secure else self.unavailable(message)
         return ServerError(f"The server at {self._url} refused: {message}")

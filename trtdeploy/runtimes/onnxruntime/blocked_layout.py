@@ -34,7 +34,7 @@ def uses_blocked_layout(model: onnx.ModelProto) -> bool:
 def known_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """Return the shape of every tensor that ONNX's shape inference knows in full; sizes may have names.
 
-    None, where it finds a contradiction in what the model says of its tensors.
+    Of a model that it refuses, none.
     """
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph

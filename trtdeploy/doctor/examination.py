@@ -25,7 +25,7 @@ from trtdeploy.errors import RuntimeUnavailableError
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
 from trtdeploy.triton.installation import cache_folder, find_tritonserver
 
-PROBE_LIMIT_S = 30.0
+PROBE_LIMIT_S = 90.0
 """Seconds that a library may take to answer; torch on a cold disk is the slowest."""
 _SMI_FIELDS = "name,compute_cap,memory.total,driver_version"
 _MEBIBYTE = 1 << 20

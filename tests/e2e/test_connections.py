@@ -56,7 +56,8 @@ pytest.importorskip("pytriton")
 
 SECRET = "s3cret-and-long"
 GRPC_KEY, HTTP_KEY = "triton-grpc-protocol-guard", "guard"
-DELAY_S = 1.5
+DELAY_S = 1.8  # what a request takes that waits for others
+SHORT_S = 1.0  # what any other request takes at most
 
 
 def images(count: int, seed: int = 0) -> Array:
@@ -213,16 +214,18 @@ def test_commands_take_certificates_and_headers_and_keep_the_secret(
     how = ["--ca-certificate", options.ca_certificate, "--client-certificate", options.client_certificate,
            "--client-key", options.client_key]  # fmt: skip
     more = {
-        "validate": ["--data", "digits", "--batch-size", 32, "--ledger", tmp_path / "ledger.json"],
-        "load": ["--concurrency", 2, "--warm-up", 0, "--window", 0.05, "--max-windows", 3],
-    }[command]
+        "validate": ["--data", "digits", "--batch-size", 32, "--ledger", tmp_path / "ledger.json",
+                     "--report", tmp_path / "report.html"],
+        "load": ["--concurrency", 2, "--warm-up", 0, "--window", 0.2, "--max-windows", 3],
+    }[command]  # fmt: skip
     common = [command, "--url", guarded.url(scheme), "--model", "digits", *more, *how]
     done = CliRunner().invoke(app, [*map(str, common), "--header", f"{name}={SECRET}", "--json"])
     assert done.exit_code == 0, done.output
     refused = CliRunner().invoke(app, [*map(str, common), "--header", f"{name}=guess-of-{SECRET}"])
     assert refused.exit_code == 3
     assert "the value that was sent is not the right one" in " ".join(refused.stderr.split())
-    left = "".join(path.read_text() for path in tmp_path.glob("*.json"))
+    left = "".join(path.read_text() for path in tmp_path.iterdir() if path.suffix in (".json", ".html"))
+    assert ("transport" in left) == (command == "validate")
     assert SECRET not in done.output + refused.output + left
 
 
@@ -386,9 +389,9 @@ def pending(server: TritonServer, model: str = "digits") -> int:
 
 
 def test_a_request_that_timed_out_leaves_the_stream_to_the_others(server: TritonServer) -> None:
-    with connect(server.grpc_url, stream=True, timeout_s=0.3) as stream:
+    with connect(server.grpc_url, stream=True, timeout_s=SHORT_S) as stream:
         late, digits = stream.describe("patient"), stream.describe("digits")
-        with pytest.raises(ServerError, match=r"did not answer within 0\.3 s"):
+        with pytest.raises(ServerError, match="did not answer within 1 s"):
             stream.infer(late, {"input": images(1)})
         time.sleep(DELAY_S)  # its answer comes, and is nobody's
         assert stream.infer(digits, {"input": images(2)})["logits"].shape == (2, 10)
@@ -461,20 +464,18 @@ def test_a_server_that_drops_a_late_request_says_so(way: str, server: TritonServ
         with connect(url, deadline_s=0.3, stream=way == "stream") as client:
             client.infer(client.describe("late"), {"input": images(1)})
 
-    # Triton does not always wake up for the end of a timeout: every other time the client gives up first
-    errors = []
-    for _ in range(2):
-        began = time.monotonic()
+    # Triton does not always wake up for the end of a timeout: then the client gives up first
+    for _ in range(8):
         with pytest.raises(DeadlineExceededError, match="deadline of 300 ms") as caught:
             asyncio.run(ask()) if way.startswith("asyncio") else blocking()
-        assert time.monotonic() - began < DELAY_S
-        errors.append(caught.value)
-    assert ["dropped the request" in error.message for error in errors] == [one.dropped_by_server for one in errors]
-    assert any(error.dropped_by_server for error in errors)
+        assert caught.value.dropped_by_server == ("dropped the request" in caught.value.message)
+        if caught.value.dropped_by_server:
+            return
+    pytest.fail("the server has dropped none of them")
 
 
 def test_where_the_queue_has_no_policy_the_client_stops_waiting(server: TritonServer) -> None:
-    with connect(server.grpc_url, deadline_s=0.2, retries=3) as client:
+    with connect(server.grpc_url, deadline_s=SHORT_S, retries=3) as client:
         assert client.infer(client.describe("digits"), {"input": images(1)})["logits"].shape == (1, 10)
         with pytest.raises(DeadlineExceededError, match="allow_timeout_override") as caught:
             client.infer(client.describe("patient"), {"input": images(1)})
@@ -520,7 +521,7 @@ def registered(server: TritonServer) -> set[str]:
 
 
 def test_a_region_of_a_request_that_timed_out_is_not_used_again(server: TritonServer) -> None:
-    with connect(server.grpc_url, shared_memory=True, timeout_s=0.3) as client:
+    with connect(server.grpc_url, shared_memory=True, timeout_s=SHORT_S) as client:
         late, digits = client.describe("patient"), client.describe("digits")
         with pytest.raises(ServerError, match="did not answer"):
             client.infer(late, {"input": images(1)})
@@ -566,10 +567,10 @@ def test_a_server_that_does_not_see_this_memory_is_a_clear_error(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_is_ended_leaves_no_shared_memory(number: signal.Signals, server: TritonServer) -> None:
-    arguments = ("--url", server.grpc_url, "--model", "digits", "--shared-memory", "--window", 60, "--warm-up", 60)
+    arguments = ("--url", server.grpc_url, "--model", "digits", "--shared-memory", "--warm-up", 3, "--window", 3)
     with started("load", *arguments) as process:
         wait_until(lambda: bool(regions_of(process.pid)), "it uses shared memory")
-        time.sleep(0.2)  # a signal that comes just before Python begins to wait is seen after the wait
+        time.sleep(0.2)  # a signal that comes just before Python begins to wait is seen after the wait, of 3 s
         process.send_signal(number)
         _, errors = process.communicate(timeout=LIMIT_S)
     assert "Traceback" not in errors
@@ -626,6 +627,13 @@ def test_validate_by_every_way(
     assert facts["latency_ms"]["p99"]["value"] > 0
     stage = json.loads((tmp_path / "ledger.json").read_text())["stages"]["served"]
     assert stage["source"]["transport"] == " ".join([scheme, *(part.strip("-") for part in how[:2])])
+
+
+@pytest.mark.parametrize("way", [["--stream"], ["--asyncio"], ["--deadline", "5"], ["--header", "a=b"]])
+def test_a_plan_is_asked_over_no_connection(way: list[str], qdq_plan: Plan) -> None:
+    done = CliRunner().invoke(app, ["validate", "--data", "digits", "--plan", str(qdq_plan.path), *way])
+    assert done.exit_code == 2
+    assert "leave out the options of one" in done.stderr
 
 
 @pytest.mark.parametrize("way", ["--stream", "--shared-memory"])

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -233,7 +233,7 @@ def main() -> int:
         sys.stdout.write(json.dumps(run_client(arguments.client, arguments.concurrency, arguments.seconds)))
         return 0
     seconds = arguments.seconds
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         onnx = folder / "b0.onnx"
         export_model(onnx)
@@ -241,25 +241,31 @@ def main() -> int:
         profile = ShapeRange(min=(1, *shape), opt=(1, *shape), max=(MAX_BATCH, *shape))
         plan = build(onnx, folder / "b0.plan", BuildConfig(profiles=({INPUT: profile},)))
         package(plan.path, folder / "models", MODEL, options=PackageOptions(instances=usable_cores()))
-        ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-        server = stack.enter_context(TritonServer(folder / "models", find_tritonserver(), **ports))
-        peer = stack.enter_context(pytriton(onnx, usable_cores()))
+        repository, ports = folder / "models", {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+
+        @contextmanager
+        def ours() -> Iterator[str]:
+            with TritonServer(repository, find_tritonserver(), **ports) as server:
+                yield re.sub("^grpc://", "", server.grpc_url)
+
+        peers = (("trtdeploy", ours), ("pytriton", lambda: pytriton(onnx, usable_cores())))
+        loads = [(False, count) for count in CONCURRENCIES]
+        if arguments.perf_analyzer:
+            loads += [(True, count) for count in SHARED_MEMORY_CONCURRENCIES]
         rounds: list[dict[str, Any]] = []
         for number in range(arguments.rounds):
             # what else the machine does: ratios of a busy one say little
             load = round(os.getloadavg()[0], 2)
             entry: dict[str, Any] = {"load_average": load, "engine": {}}
-            served = (("trtdeploy", re.sub("^grpc://", "", server.grpc_url)), ("pytriton", peer))
             for contexts in range(1, usable_cores() + 1):
                 entry["engine"][str(contexts)] = engine_throughput(plan.path, contexts, seconds)
-            for way in ("grpc", "shared_memory") if arguments.perf_analyzer else ("grpc",):
-                shared = way == "shared_memory"
-                for count in SHARED_MEMORY_CONCURRENCIES if shared else CONCURRENCIES:
-                    for who, address in served:
-                        figures = served_throughput(
+            for who, serving in peers:  # one at a time: a server that waits takes time too
+                with serving() as address:
+                    for shared, count in loads:
+                        way = f"{who}_shared_memory" if shared else f"{who}_grpc"
+                        entry.setdefault(way, {})[str(count)] = served_throughput(
                             address, count, seconds, arguments.perf_analyzer, shared_memory=shared
                         )
-                        entry.setdefault(f"{who}_{way}", {})[str(count)] = figures
             rounds.append(entry)
             sys.stderr.write(f"round {number + 1} of {arguments.rounds}: {json.dumps(entry)}\n")
     result = {

@@ -9,7 +9,7 @@ import pytest
 
 from trtdeploy.errors import ModelError, PlanCorruptError, RepositoryError
 from trtdeploy.plan import DeviceFacts, Plan, RuntimeFacts, write_plan
-from trtdeploy.triton.config import check_config
+from trtdeploy.triton.config import PackageOptions, check_config
 from trtdeploy.triton.deployed import compare
 from trtdeploy.triton.repository import package, read_config, versions
 from trtdeploy.triton.sample import difference, read_sample
@@ -49,6 +49,29 @@ def test_a_packaged_model_can_be_published_to(qdq_plan: Plan, models: Path) -> N
     promote(models, "m")
     assert rollback(models, "m").version == 1
     assert [entry.facts is None for entry in list_versions(models, "m")] == [True, False]
+
+
+def test_packaging_onto_published_versions_is_no_edit_by_hand(qdq_plan: Plan, models: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m").folder
+    package(qdq_plan.path, models, "m", options=PackageOptions(max_batch_size=4))
+    assert (versions(folder), active_version(folder)) == ([1, 2], 1)
+    assert promote(models, "m", 2).before == 1
+    history = json.loads((folder / "versions.json").read_text())
+    assert [event["step"] for event in history["events"]] == ["publish", "package", "promote"]
+    assert set(history["versions"]) == {"1", "2"}
+
+    (folder / "config.pbtxt").write_text((folder / "config.pbtxt").read_text() + "# mine\n")
+    with pytest.raises(RepositoryError, match="was edited"):
+        promote(models, "m", 1)
+
+
+def test_a_label_with_a_line_break_is_refused(qdq_plan: Plan, models: Path, tmp_path: Path) -> None:
+    labels = ("two\nlines", *(str(number) for number in range(1, 10)))
+    manifest = qdq_plan.manifest.model_copy(update={"labels": labels})
+    broken = write_plan(tmp_path / "broken.plan", qdq_plan.path.read_bytes(), manifest)
+    with pytest.raises(ModelError, match="line break"):
+        package(broken.path, models, "m")
+    assert not (models / "m").exists()
 
 
 def test_the_manifest_says_what_a_version_is(qdq_plan: Plan, models: Path) -> None:

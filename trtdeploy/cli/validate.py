@@ -15,7 +15,7 @@ from trtdeploy.cli.connection import ConnectionFlags, TransportFlags, connected
 from trtdeploy.cli.console import Bars, door, interrupt, print_json
 from trtdeploy.cli.option_groups import with_option_groups
 from trtdeploy.cli.validation_flags import GateFlags, RecordFlags, RequestFlags, TargetFlags
-from trtdeploy.errors import GateError, UsageError
+from trtdeploy.errors import GateError, UsageError, invalid_fields
 
 if TYPE_CHECKING:
     from trtdeploy.datasets import Dataset
@@ -159,7 +159,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise UsageError(f"{path} is no manifest of a plan: {error}") from error
+        raise UsageError(f"{path} is no manifest of a plan: {invalid_fields(error)}.") from error
 
 
 def _read_preprocessing(path: Path) -> Preprocessing:

@@ -19,7 +19,7 @@ from trtdeploy.files import atomic_write
 from trtdeploy.plan import Manifest
 
 HISTORY_FILE = "versions.json"
-Step = Literal["publish", "promote", "rollback", "withdraw", "prune", "retune"]
+Step = Literal["package", "publish", "promote", "rollback", "withdraw", "prune", "retune"]
 """What happens to versions. "withdraw" takes a promotion or rollback back that has failed on the server."""
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from trtdeploy.errors import RepositoryError
-from trtdeploy.files import atomic_write, locked, sync_folder
+from trtdeploy.files import atomic_write, locked, sha256_bytes, sync_folder
 from trtdeploy.plan import Manifest, manifest_path, read_plan
 from trtdeploy.triton.config import LABELS_FILE, PackageOptions, config_text, make_config, schema
 from trtdeploy.triton.config.warmup import WARMUP_FOLDER, write_warmup
 from trtdeploy.triton.facts import label_difference, preprocessing_difference
+from trtdeploy.triton.history import HISTORY_FILE, History, VersionFacts, read_history, write_history
 
 CONFIG_FILE = "config.pbtxt"
 # The names that model.py and Triton's TensorRT backend look for.
@@ -94,10 +95,23 @@ def package(
                     f"{folder} already has a version {number}.",
                     hint=f"Leave --version out to add version {max(versions(folder), default=0) + 1}.",
                 )
+            if (folder / HISTORY_FILE).exists():
+                write_history(folder, _with_package(folder, number, manifest, config_text(config)))
             publish_folder(PlanFile(content, manifest), folder, number, config, options or PackageOptions())
     except OSError as error:
         raise RepositoryError(f"The model repository {root} cannot be written: {error}.") from error
     return PackagedModel(name, number, folder)
+
+
+def _with_package(folder: Path, number: int, manifest: Manifest, text: str) -> History:
+    """Return the history of a model with the version and the config that are about to be written."""
+    history = read_history(folder)
+    # the digest of what is there stays: a kill before the config is replaced raises no false alarm
+    current = sha256_bytes((folder / CONFIG_FILE).read_bytes())
+    digests = {sha256_bytes(text.encode()), *({current} & set(history.config_sha256))}
+    known = {**history.versions, str(number): VersionFacts.of(manifest)}
+    update = {"versions": known, "config_sha256": tuple(sorted(digests))}
+    return history.model_copy(update=update).with_event("package", number, None)
 
 
 def check_name(name: str, version: int | None) -> None:

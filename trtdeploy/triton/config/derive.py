@@ -57,6 +57,12 @@ def make_config(manifest: Manifest, name: str, options: PackageOptions) -> Any:
     for spec in manifest.outputs:
         config.output.add(name=spec.name, data_type=_data_type(pb, spec), dims=_dims(spec, batched=batched))
     if manifest.labels is not None and len(config.output) == 1:
+        broken = next((label for label in manifest.labels if len(label.splitlines()) > 1), None)
+        if broken is not None:
+            raise ModelError(
+                f"The label {broken!r} has a line break; {LABELS_FILE} of Triton's has one label a line.",
+                hint="Build the plan from a model with other labels.",
+            )
         config.output[0].label_filename = LABELS_FILE
     on_gpu = manifest.device.kind == "gpu"  # TensorRT-RTX has no backend of its own: the Python backend runs it
     kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU

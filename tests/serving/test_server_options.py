@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,17 @@ def test_loading_is_sealed_where_only_ensembles_were_asked_for(repository: Path)
 
 
 def test_a_client_certificate_is_asked_for_where_authorities_are_given(repository: Path, tmp_path: Path) -> None:
-    for name in ("cert", "key", "root"):
-        (tmp_path / name).touch()
+    new = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    subprocess.run([*new, *files], check=True, capture_output=True)
+    shutil.copy(tmp_path / "cert", tmp_path / "root")
     options = {f"grpc_tls_{name}": tmp_path / name for name in ("cert", "key", "root")}
     arguments = ServerOptions(**options).arguments(repository)
     assert "--grpc-use-ssl-mutual=true" in arguments
     assert f"--grpc-root-cert={tmp_path / 'root'}" in arguments
+    (tmp_path / "key").write_text("garbage")
+    with pytest.raises(UsageError, match="no certificate and its key"):
+        ServerOptions(**options).arguments(repository)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +82,7 @@ def test_a_client_certificate_is_asked_for_where_authorities_are_given(repositor
         ({"restrict": ["health"]}, UsageError, "APIS:KEY=VALUE"),
         ({"restrict": ["healthy:key=secret"]}, UsageError, "healthy"),
         ({"restrict": ["health:key="]}, UsageError, "APIS:KEY=VALUE"),
+        ({"restrict": ["health:KEY=secret"]}, UsageError, "lower case"),
         ({"grpc_tls_cert": Path("absent")}, UsageError, "both a certificate and its key"),
         ({"grpc_tls_cert": Path("absent"), "grpc_tls_key": Path("absent")}, UsageError, "no file absent"),
     ],

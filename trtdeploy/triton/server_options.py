@@ -10,12 +10,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from trtdeploy.errors import RepositoryError, UsageError
+from trtdeploy.triton.client.options import ConnectionOptions
+from trtdeploy.triton.client.tls import ssl_context
 from trtdeploy.triton.repository import model_names, read_config
 
 APIS = ("health", "metadata", "inference", "shared-memory", "model-config", "model-repository", "statistics", "trace",
         "logging")  # fmt: skip
 """The groups of endpoints that Triton can restrict (its user guide, customization_guide/deploy.md)."""
-_RESTRICTION = re.compile(r"([a-z,-]+):([A-Za-z0-9_-]+)=(\S+)")
+_RESTRICTION = re.compile(r"([a-z,-]+):([a-z0-9_-]+)=(\S+)")
 LogLevel = Literal["error", "warning", "info", "verbose"]
 
 
@@ -102,7 +104,7 @@ class ServerOptions(BaseModel):
             # without the value: it is a secret
             raise UsageError(
                 f"{text.partition('=')[0]!r} is no restriction of the form APIS:KEY=VALUE.",
-                hint=f"APIS is a list, with commas, of {', '.join(APIS)}.",
+                hint=f"APIS is a list, with commas, of {', '.join(APIS)}; KEY is in lower case, as gRPC sends it.",
             )
         return apis, match[2], match[3]
 
@@ -117,6 +119,8 @@ class ServerOptions(BaseModel):
         for path in filter(None, (cert, key, root)):
             if not path.is_file():
                 raise UsageError(f"There is no file {path}.", hint="TLS needs PEM files.")
+        # Triton itself would only say that the port cannot be used
+        ssl_context(ConnectionOptions(ca_certificate=root, client_certificate=cert, client_key=key))
         arguments = [
             "--grpc-use-ssl=true",
             f"--grpc-server-cert={cert.resolve()}",

@@ -67,9 +67,14 @@ def _through(dataset: Any, name: str, folder: Path, epochs: int, max_drop: float
         )
         model = f"benchmarks.accuracy.small_networks:thin_{name}"
         fit(dataset, start, schedule=schedule, model=model, image_size=32)
-    trained = load_checkpoint(start).facts.training
+    checkpoint = load_checkpoint(start)
+    trained = checkpoint.facts.training
     decision = decide(
-        dataset, start, folder / "auto", max_drop=max_drop, say=lambda line: typer.echo(f"{name}: {line}", err=True)
+        dataset,
+        checkpoint,
+        folder / "auto",
+        max_drop=max_drop,
+        say=lambda line: typer.echo(f"{name}: {line}", err=True),
     )
     return {
         "training": trained.model_dump(mode="json") if trained else None,

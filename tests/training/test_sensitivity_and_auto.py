@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_model import tiny_schedule
+from tiny_model import IMAGE_SIZE, tiny_schedule
 from typer.testing import CliRunner
 
 from training.auto import decide
@@ -130,25 +130,35 @@ def test_a_chart_may_be_svg_with_long_names(digits, ptq_file, tmp_path) -> None:
 
 
 def test_auto_stops_at_the_first_that_is_shown_and_is_not_repeated(digits, float_file, tmp_path) -> None:
+    foreign = tmp_path / "foreign.pt"  # a state dict, as other programs write it
+    torch.save(load_checkpoint(float_file).model.state_dict(), foreign)
+
+    def start():
+        return load_checkpoint(foreign, model="tiny_model:tiny", image_size=IMAGE_SIZE, dataset=digits)
+
     said: list[str] = []
-    decision = decide(digits, float_file, tmp_path, max_drop=12, schedule=tiny_schedule(epochs=1), say=said.append)
+    decision = decide(
+        digits, start(), tmp_path / "auto", max_drop=12, schedule=tiny_schedule(epochs=1), say=said.append
+    )
     assert decision.met
     assert [trial.step for trial in decision.trials] == ["PTQ"]
     assert "QAT" in decision.not_tried
     assert len(decision.winner.variants) >= 2
     assert decision.winner.proof.lower > -12
-    page = (tmp_path / "decision.md").read_text()
+    page = (tmp_path / "auto" / "decision.md").read_text()
     assert page.splitlines()[2].startswith("PTQ is enough: its drop is shown to be less than 12 points")
-    assert (tmp_path / "model.onnx").stat().st_size > 1000
+    assert (tmp_path / "auto" / "model.onnx").stat().st_size > 1000
     assert decision.test.n == len(digits.split("test"))
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
-    again = decide(digits, float_file, tmp_path, max_drop=12, schedule=tiny_schedule(epochs=1))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "auto").glob("*.safetensors")}
+    again = decide(digits, start(), tmp_path / "auto", max_drop=12, schedule=tiny_schedule(epochs=1))
     assert again.chosen == decision.chosen
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")} == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "auto").glob("*.safetensors")} == before
 
 
 def test_auto_says_how_many_samples_are_missing_when_nothing_can_be_shown(digits, float_file, tmp_path) -> None:
-    decision = decide(digits, float_file, tmp_path, max_drop=0.5, schedule=tiny_schedule(epochs=1, max_steps=5))
+    decision = decide(
+        digits, load_checkpoint(float_file), tmp_path, max_drop=0.5, schedule=tiny_schedule(epochs=1, max_steps=5)
+    )
     assert not decision.met
     assert [trial.step for trial in decision.trials][-2:] == ["QAT", "QAT + distillation"]
     assert decision.not_tried == ()
@@ -193,7 +203,7 @@ def test_auto_quantizes_for_its_target_and_goes_on_only_with_the_same_settings(d
 def test_what_is_skipped_stays_in_float_in_every_candidate(digits, float_file, tmp_path) -> None:
     spec = QuantizationSpec(skip=("stem",))
     schedule = tiny_schedule(epochs=1, max_steps=2)
-    decision = decide(digits, float_file, tmp_path, max_drop=0.01, spec=spec, schedule=schedule)
+    decision = decide(digits, load_checkpoint(float_file), tmp_path, max_drop=0.01, spec=spec, schedule=schedule)
     skipped = {
         trial.step: load_checkpoint(tmp_path / trial.checkpoint).facts.quantization.skip for trial in decision.trials
     }
@@ -203,6 +213,6 @@ def test_what_is_skipped_stays_in_float_in_every_candidate(digits, float_file, t
 
 def test_auto_refuses_what_makes_no_sense(digits, ptq_file, float_file, tmp_path) -> None:
     with pytest.raises(UsageError, match="takes a float checkpoint"):
-        decide(digits, ptq_file, tmp_path, max_drop=1)
+        decide(digits, load_checkpoint(ptq_file), tmp_path, max_drop=1)
     with pytest.raises(UsageError, match="max-drop 0"):
-        decide(digits, float_file, tmp_path, max_drop=0)
+        decide(digits, load_checkpoint(float_file), tmp_path, max_drop=0)

@@ -52,7 +52,7 @@ class _Done(BaseModel):
 
 def decide(
     dataset: Dataset,
-    start: Path,
+    start: Checkpoint,
     folder: Path,
     *,
     max_drop: float,
@@ -69,7 +69,7 @@ def decide(
     Args:
         dataset: Labelled images. Variants are chosen on the split ``calibration``, the proof is on ``dev``, and
             ``test`` is looked at once, after the choice.
-        start: A float checkpoint.
+        start: A float checkpoint. Its network is changed.
         folder: Gets the checkpoints, ``model.onnx``, ``decision.json`` and ``decision.md``.
         max_drop: The budget in percentage points.
         spec: What every candidate is quantized for, and what stays in float in all of them; the defaults if None.
@@ -85,24 +85,23 @@ def decide(
     """
     if not 0 < max_drop < 100:
         raise UsageError(f"--max-drop {max_drop:g} is not between 0 and 100 percentage points.")
-    checkpoint = load_checkpoint(start)
-    if checkpoint.facts.kind != "float":
-        raise UsageError(f"{start} is quantized already ({checkpoint.facts.kind}); auto takes a float checkpoint.")
+    if start.facts.kind != "float":
+        raise UsageError(f"{start.path} is quantized already ({start.facts.kind}); auto takes a float checkpoint.")
     spec, schedule = spec or QuantizationSpec(), schedule or default_schedule(dataset)
     settings = {
-        "checkpoint": checkpoint.sha256,
+        "checkpoint": start.sha256,
         "data": dataset.fingerprint,
         "quantization": spec.model_dump(mode="json"),
         "schedule": schedule.model_dump(mode="json"),
     }
-    example = torch.zeros(1, *checkpoint.facts.preprocessing.sample_shape)
-    quantize(checkpoint.model, spec, example=example)  # refuses what cannot be done before the folder is claimed
+    example = torch.zeros(1, *start.facts.preprocessing.sample_shape)
+    quantize(start.model, spec, example=example)  # refuses what cannot be done before the folder is claimed
     claim_folder(folder, settings)
     # QAT keeps the best epoch by dev score, what it started from included: that many looks at dev each
     declared = declare_shares({step: schedule.epochs + 1 if step in _TRAINED else 1 for step in _STEPS})
     confidences = {share.step: share.confidence for share in declared}
-    search = _Search(dataset, checkpoint, folder, spec, schedule, split_seed, observer)
-    exact = search.answers(start, "dev")
+    search = _Search(dataset, start, folder, spec, schedule, split_seed, observer)
+    exact = search.answers(start.path, "dev")
     trials: list[Trial] = []
     tried: list[str] = []
     for step, detail, path, seconds, variants in search.candidates():
@@ -139,12 +138,12 @@ def decide(
         max_drop=max_drop,
         met=met,
         chosen=chosen.name,
-        model=checkpoint.facts.model,
+        model=start.facts.model,
         declared=declared,
         float_top1=exact.top1,
         trials=tuple(trials),
         not_tried=tuple(step for step in _STEPS if step not in tried),
-        test=compare_paired(search.answers(start, "test").correct, search.answers(chosen, "test").correct),
+        test=compare_paired(search.answers(start.path, "test").correct, search.answers(chosen, "test").correct),
         onnx="model.onnx",
     )
     atomic_write(folder / "decision.json", json.dumps(decision.model_dump(mode="json"), indent=2) + "\n")
@@ -166,8 +165,12 @@ class _Search:
         self._dataset, self._start, self._folder, self._spec = dataset, start, folder, spec
         self._schedule, self._split_seed, self._observer = schedule, split_seed, observer
 
+    def _load(self, path: Path) -> Checkpoint:
+        """Load a checkpoint anew; the one to start from may be another program's, which does not say what it is."""
+        return load_checkpoint(path, like=self._start.facts)
+
     def answers(self, path: Path, split: str) -> StageOutputs:
-        checkpoint = load_checkpoint(path)
+        checkpoint = self._load(path)
         return score_split(predictor(checkpoint.model), checkpoint.facts, self._dataset, split=split).outputs
 
     def candidates(self) -> Iterator[tuple[str, str, Path, float, tuple[Choice, ...]]]:
@@ -203,7 +206,7 @@ class _Search:
     def _training(self, path: Path) -> Iterator[tuple[str, str, Path, float, tuple[Choice, ...]]]:
         for step, name, teaches in zip(_TRAINED, ("qat", "qat-distilled"), (False, True), strict=True):
             output = self._folder / f"{name}.safetensors"
-            teacher = load_checkpoint(self._start.path) if teaches else None
+            teacher = self._load(self._start.path) if teaches else None
 
             def train(output: Path = output, teacher: Checkpoint | None = teacher) -> SavedCheckpoint:
                 return qat(
@@ -231,7 +234,7 @@ class _Search:
             {**options, "spec": spec.model_dump(mode="json")},
             lambda: calibrate(
                 self._dataset,
-                load_checkpoint(self._start.path),
+                self._load(self._start.path),
                 path,
                 spec=spec,
                 split_seed=self._split_seed,

@@ -13,6 +13,8 @@ from training.cli.options import (
     AsJson,
     CheckpointPath,
     Data,
+    ImageSize,
+    Model,
     Skip,
     SplitSeed,
     Target,
@@ -33,6 +35,8 @@ def auto(
     target: Target = TargetName.tensorrt,
     toolkit: Toolkit = ToolkitName.pytorch_quantization,
     skip: Skip = None,
+    model: Model = None,
+    image_size: ImageSize = None,
     split_seed: SplitSeed = None,
     as_json: AsJson = False,
 ) -> None:
@@ -45,11 +49,13 @@ def auto(
         from training.auto import decide
         from training.quantization import QuantizationSpec
 
-        _, dataset, split_seed = open_both(data, checkpoint, split_seed=split_seed)
+        start, dataset, split_seed = open_both(
+            data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
+        )
         with dataset:
             decision = decide(
                 dataset,
-                checkpoint,
+                start,
                 output,
                 max_drop=max_drop,
                 spec=QuantizationSpec(target=target.value, toolkit=toolkit.value, skip=tuple(skip or ())),

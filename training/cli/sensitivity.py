@@ -9,7 +9,7 @@ import typer
 
 from training.cli.arguments import open_both
 from training.cli.console import Display, print_facts
-from training.cli.options import AsJson, CheckpointPath, Data, Seed, Skip, SplitSeed, Target, Toolkit
+from training.cli.options import AsJson, CheckpointPath, Data, ImageSize, Model, Seed, Skip, SplitSeed, Target, Toolkit
 from training.cli.reporting import check_output
 from trtdeploy.cli.console import door
 from trtdeploy.errors import UsageError
@@ -25,6 +25,8 @@ def sensitivity(
     target: Target | None = None,
     toolkit: Toolkit | None = None,
     skip: Skip = None,
+    model: Model = None,
+    image_size: ImageSize = None,
     images: Annotated[int | None, typer.Option("--images", min=1, help="Measure on so many dev images only.")] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many layers to print.")] = 10,
     seed: Seed = 0,
@@ -44,7 +46,9 @@ def sensitivity(
             raise UsageError(f"--chart {chart} must end in {' or '.join(FORMATS)}.")
         output = output or checkpoint.with_suffix(".sensitivity.json")
         check_output(output, ".json")
-        start, dataset, split_seed = open_both(data, checkpoint, split_seed=split_seed)
+        start, dataset, split_seed = open_both(
+            data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
+        )
         with dataset:
             network = quantized_start(
                 start,

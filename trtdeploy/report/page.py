@@ -19,6 +19,7 @@ _GATES = {
     "top-1 drop, shown": ("pp", "The worst end of the drop's 95% interval, from the same samples."),
     "agreement": ("%", "Samples with the answer of the reference."),
     "variation": ("%", "The largest change of a sample's scores with its place in a batch, of their spread."),
+    "instances": ("%", "The largest difference of two instances' scores for one sample, of their spread."),
 }
 """Unit and meaning of the gates by name; a gate that is not here is shown without."""
 

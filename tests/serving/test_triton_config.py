@@ -164,7 +164,7 @@ def test_labels_of_several_outputs_name_no_file() -> None:
 
 
 def test_names_survive_the_text_format() -> None:
-    name, label = 'in"put\n{}', 'Käse "rot"\n\\'
+    name, label = 'in"put\n{}', 'Käse "rot"\t\\'
     config = rendered(manifest(inputs=(spec(name, "float32", -1, 2),), labels=(label,)))
     assert config.input[0].name == name
     assert json.loads(config.parameters["trtdeploy.labels"].string_value) == [label]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from trtdeploy.errors import TrtDeployError
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client.base import check_version
-from trtdeploy.triton.client.endpoint import Endpoint
-from trtdeploy.triton.client.failures import Failures, RequestTimeoutError, ServerUnavailableError
+from trtdeploy.triton.client.connection import Connection
+from trtdeploy.triton.client.failures import ServerUnavailableError
 from trtdeploy.triton.client.grpc import channel_arguments, metadata_of
 from trtdeploy.triton.client.messages import Reply, Request, read_reply
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
 from trtdeploy.triton.client.patience import Patience, Try
 from trtdeploy.triton.client.served_model import ServedModel, read_served_model
 from trtdeploy.triton.client.tls import grpc_credentials, ssl_context
@@ -22,7 +21,7 @@ from trtdeploy.triton.client.tls import grpc_credentials, ssl_context
 T = TypeVar("T")
 
 
-class AsyncInferenceClient(ABC):
+class AsyncInferenceClient(Connection):
     """A connection to one server for one event loop. Use it as an asynchronous context manager, or await ``close``.
 
     Any number of requests may be awaited at once; they share the connection. A request whose task is cancelled is
@@ -34,24 +33,7 @@ class AsyncInferenceClient(ABC):
         limits: How long and how often to ask; as for ``InferenceClient``.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, options: ConnectionOptions | None = None, limits: RequestLimits | None = None
-    ) -> None:
-        self.endpoint = endpoint
-        self.options = options or ConnectionOptions()
-        self.limits = limits or RequestLimits()
-        self.failures = Failures(endpoint, self.options, self.limits)
-        self._connected: Any = None
-
-    @property
-    def url(self) -> str:
-        """Where requests go."""
-        return self.endpoint.url
-
-    @property
-    def timeout_s(self) -> float:
-        """How long one try of a request may take."""
-        return self.limits.timeout_s
+    _connected: Any = None
 
     @property
     def transport(self) -> str:
@@ -97,15 +79,9 @@ class AsyncInferenceClient(ABC):
         async def ask(t: Try) -> Reply:
             return read_reply(request, await self._exchange(request, t))
 
-        try:
+        with patience.keeping_the_deadline(self.failures, drops_late=model.drops_late):
             reply = await self._ask(ask, patience, may_repeat=not model.stateful)
-        except RequestTimeoutError as error:
-            if patience.is_over:
-                raise self.failures.past_deadline(drops_late=model.drops_late) from error
-            raise
-        if patience.is_over:
-            raise self.failures.past_deadline(drops_late=model.drops_late)
-        check_version(model, version, reply)
+        check_version(model, version, reply.version)
         return reply
 
     async def statistics(self, model: ServedModel) -> dict[str, Any]:
@@ -174,14 +150,11 @@ class AsyncInferenceClient(ABC):
 class AsyncGrpcClient(AsyncInferenceClient):
     """Over gRPC."""
 
-    def __init__(
-        self, endpoint: Endpoint, options: ConnectionOptions | None = None, limits: RequestLimits | None = None
-    ) -> None:
-        super().__init__(endpoint, options, limits)
+    def _open(self) -> None:
         import tritonclient.grpc.aio
 
         self._module = tritonclient.grpc.aio
-        self._credentials = grpc_credentials(self.options) if endpoint.tls else None
+        self._credentials = grpc_credentials(self.options) if self.endpoint.tls else None
         self._headers = metadata_of(self.options)
 
     def _connect(self) -> Any:
@@ -216,14 +189,11 @@ class AsyncGrpcClient(AsyncInferenceClient):
 class AsyncHttpClient(AsyncInferenceClient):
     """Over HTTP."""
 
-    def __init__(
-        self, endpoint: Endpoint, options: ConnectionOptions | None = None, limits: RequestLimits | None = None
-    ) -> None:
-        super().__init__(endpoint, options, limits)
+    def _open(self) -> None:
         import tritonclient.http.aio
 
         self._module = tritonclient.http.aio
-        self._context = ssl_context(self.options) if endpoint.tls else None
+        self._context = ssl_context(self.options) if self.endpoint.tls else None
 
     def _connect(self) -> Any:
         return self._module.InferenceServerClient(

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from trtdeploy.errors import ServerError, TrtDeployError
 from trtdeploy.tensors import Array
+from trtdeploy.triton.client.connection import Connection
 from trtdeploy.triton.client.endpoint import Endpoint
-from trtdeploy.triton.client.failures import (
-    Failures,
-    RequestTimeoutError,
-    ServerUnavailableError,
-    SharedMemoryError,
-)
+from trtdeploy.triton.client.failures import ServerUnavailableError, SharedMemoryError
 from trtdeploy.triton.client.messages import Reply, Request, output_shape, read_reply
 from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
 from trtdeploy.triton.client.patience import Patience, Try
@@ -26,7 +22,7 @@ T = TypeVar("T")
 _GOODBYE_S = 5.0
 
 
-class InferenceClient(ABC):
+class InferenceClient(Connection):
     """A connection to one server, usable from several threads. Use it as a context manager, or call ``close``.
 
     Args:
@@ -46,21 +42,8 @@ class InferenceClient(ABC):
         *,
         shared_memory: bool = False,
     ) -> None:
-        self.endpoint = endpoint
-        self.options = options or ConnectionOptions()
-        self.limits = limits or RequestLimits()
-        self.failures = Failures(endpoint, self.options, self.limits)
+        super().__init__(endpoint, options, limits)
         self._regions = SharedRegions(self._announce, self._withdraw, self._known) if shared_memory else None
-
-    @property
-    def url(self) -> str:
-        """Where requests go."""
-        return self.endpoint.url
-
-    @property
-    def timeout_s(self) -> float:
-        """How long one try of a request may take."""
-        return self.limits.timeout_s
 
     @property
     def transport(self) -> str:
@@ -97,15 +80,9 @@ class InferenceClient(ABC):
         """
         version = "" if any_version else model.version
         patience = Patience(self.limits, has_deadline=True)
-        try:
+        with patience.keeping_the_deadline(self.failures, drops_late=model.drops_late):
             reply = self._ask(lambda t: self._infer(model, version, inputs, t), patience, may_repeat=not model.stateful)
-        except RequestTimeoutError as error:
-            if patience.is_over:
-                raise self.failures.past_deadline(drops_late=model.drops_late) from error
-            raise
-        if patience.is_over:
-            raise self.failures.past_deadline(drops_late=model.drops_late)
-        check_version(model, version, reply)
+        check_version(model, version, reply.version)
         return reply
 
     def statistics(self, model: ServedModel) -> dict[str, Any]:
@@ -208,11 +185,11 @@ class InferenceClient(ABC):
             raise self.failures.explain(error) from error
 
 
-def check_version(model: ServedModel, version: str, reply: Reply) -> None:
+def check_version(model: ServedModel, version: str, answered: str) -> None:
     """Refuse the answer of another version than the one that was asked for; any will do where ``version`` is empty.
 
     Raises:
         ServerError: Another version has answered.
     """
-    if version and reply.version != version:
-        raise ServerError(f"Version {version} of {model.name} was asked; version {reply.version!r} has answered.")
+    if version and answered != version:
+        raise ServerError(f"Version {version} of {model.name} was asked; version {answered!r} has answered.")

@@ -7,7 +7,7 @@ from typing import Any
 from trtdeploy.triton.client.base import InferenceClient
 from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.messages import Request
-from trtdeploy.triton.client.options import HOST, ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.options import HOST, ConnectionOptions
 from trtdeploy.triton.client.patience import Try
 from trtdeploy.triton.client.served_model import ServedModel
 from trtdeploy.triton.client.tls import grpc_credentials
@@ -18,22 +18,14 @@ _UNLIMITED = -1  # gRPC's own word for it
 class GrpcClient(InferenceClient):
     """Over gRPC; one channel serves all threads."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        options: ConnectionOptions | None = None,
-        limits: RequestLimits | None = None,
-        *,
-        shared_memory: bool = False,
-    ) -> None:
-        super().__init__(endpoint, options, limits, shared_memory=shared_memory)
+    def _open(self) -> None:
         import tritonclient.grpc
 
         self._module = tritonclient.grpc
         self._client = tritonclient.grpc.InferenceServerClient(
-            endpoint.address,
-            creds=grpc_credentials(self.options) if endpoint.tls else None,
-            channel_args=channel_arguments(endpoint, self.options),
+            self.endpoint.address,
+            creds=grpc_credentials(self.options) if self.endpoint.tls else None,
+            channel_args=channel_arguments(self.endpoint, self.options),
         )
         self._headers = metadata_of(self.options)
 

@@ -6,9 +6,7 @@ import threading
 from typing import Any
 
 from trtdeploy.triton.client.base import InferenceClient
-from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.messages import Request
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
 from trtdeploy.triton.client.patience import Try
 from trtdeploy.triton.client.served_model import ServedModel
 from trtdeploy.triton.client.tls import ssl_context
@@ -17,20 +15,12 @@ from trtdeploy.triton.client.tls import ssl_context
 class HttpClient(InferenceClient):
     """Over HTTP; tritonclient's HTTP client is bound to its thread, so every thread gets its own."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        options: ConnectionOptions | None = None,
-        limits: RequestLimits | None = None,
-        *,
-        shared_memory: bool = False,
-    ) -> None:
-        super().__init__(endpoint, options, limits, shared_memory=shared_memory)
+    def _open(self) -> None:
         import gevent.ssl  # type: ignore[import-untyped, unused-ignore]
         import tritonclient.http
 
         self._module = tritonclient.http
-        self._context = ssl_context(self.options, gevent.ssl) if endpoint.tls else None
+        self._context = ssl_context(self.options, gevent.ssl) if self.endpoint.tls else None
         self._local = threading.local()
 
     def _disconnect(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from trtdeploy.triton.client.failures import Failures, RequestTimeoutError
 from trtdeploy.triton.client.options import RequestLimits
 
 _FIRST_PAUSE_S = 0.1
@@ -38,6 +40,23 @@ class Patience:
     def is_over(self) -> bool:
         """Whether the deadline has passed."""
         return self._end_s is not None and time.monotonic() > self._end_s
+
+    @contextmanager
+    def keeping_the_deadline(self, failures: Failures, *, drops_late: bool) -> Iterator[None]:
+        """Turn an answer that comes after the deadline, or a try that ends after it, into a ``DeadlineExceededError``.
+
+        Args:
+            failures: The errors of the connection.
+            drops_late: Whether the server drops a request whose deadline has passed.
+        """
+        try:
+            yield
+        except RequestTimeoutError as error:
+            if self.is_over:
+                raise failures.past_deadline(drops_late=drops_late) from error
+            raise
+        if self.is_over:
+            raise failures.past_deadline(drops_late=drops_late)
 
     def next_try(self) -> Try:
         """Return what is allowed for a try that begins now."""

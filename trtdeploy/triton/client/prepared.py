@@ -7,7 +7,7 @@ from typing import Any
 
 from trtdeploy.errors import ServerError
 from trtdeploy.tensors import Array
-from trtdeploy.triton.client.failures import RequestTimeoutError
+from trtdeploy.triton.client.base import check_version
 from trtdeploy.triton.client.grpc import GrpcClient, metadata_of, open_channel
 from trtdeploy.triton.client.messages import Request
 from trtdeploy.triton.client.patience import Patience
@@ -70,15 +70,11 @@ class PreparedRequests:
 
         patience = Patience(self._limits, has_deadline=True)
         message = self._messages[number % len(self._messages)]
-        try:
-            answer = self._call(message, timeout=patience.next_try().wait_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            explained = self._failures.status(str(error.code()), str(error.details()))
-            if isinstance(explained, RequestTimeoutError) and patience.is_over:
-                explained = self._failures.past_deadline(drops_late=self._model.drops_late)
-            raise explained from error
-        if patience.is_over:
-            raise self._failures.past_deadline(drops_late=self._model.drops_late)
+        with patience.keeping_the_deadline(self._failures, drops_late=self._model.drops_late):
+            try:
+                answer = self._call(message, timeout=patience.next_try().wait_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                raise self._failures.status(str(error.code()), str(error.details())) from error
         self._check(answer)
 
     def close(self) -> None:
@@ -95,7 +91,4 @@ class PreparedRequests:
         missing = {spec.name for spec in self._model.outputs} - {output.name for output in answer.outputs}
         if missing:
             raise ServerError(f"The answer of {self._model.name} lacks the outputs {sorted(missing)}.")
-        if self._version and answer.model_version != self._version:
-            raise ServerError(
-                f"Version {self._version} of {self._model.name} was asked; version {answer.model_version!r} answered."
-            )
+        check_version(self._model, self._version, answer.model_version)

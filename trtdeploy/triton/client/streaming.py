@@ -11,11 +11,9 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 from trtdeploy.errors import ServerError
-from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.failures import AccessDeniedError, Failures, TlsError
 from trtdeploy.triton.client.grpc import GrpcClient, open_channel
 from trtdeploy.triton.client.messages import Request
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
 from trtdeploy.triton.client.patience import Try
 
 _END = None
@@ -30,15 +28,8 @@ class GrpcStreamClient(GrpcClient):
     ``StreamBrokenError``, and the next request opens a new one. Questions about models go beside the stream.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        options: ConnectionOptions | None = None,
-        limits: RequestLimits | None = None,
-        *,
-        shared_memory: bool = False,
-    ) -> None:
-        super().__init__(endpoint, options, limits, shared_memory=shared_memory)
+    def _open(self) -> None:
+        super()._open()
         self._opening = threading.Lock()
         self._stream: _Stream | None = None
 

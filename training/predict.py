@@ -21,9 +21,13 @@ def predictor(model: nn.Module) -> Callable[[Array], Array]:
     def predict(inputs: Array) -> Array:
         model.eval()
         with torch.inference_mode():
-            device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
             images = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
-            logits: Array = model(images.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
+            logits: Array = model(images.to(device_of(model), memory_format=torch.channels_last)).float().cpu().numpy()
         return logits
 
     return predict
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a network's weights are; the CPU for one that has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -9,14 +9,15 @@ better initialization", https://arxiv.org/abs/2004.09576, section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.checkpoint import DevMetrics
 from training.distributed import Workers
+from training.predict import device_of
 from training.quantization import quantizers
 from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.calibration import AbsHistogram
@@ -54,12 +55,8 @@ def choose_ranges(
     """
     found = _choose(model, images, preprocessing, score) if workers.is_main else None
     if workers.count > 1:
-        amaxes = {name: quantizer.amax for name, quantizer in quantizers(model)}
-        found, amaxes = workers.from_main((found, {k: None if v is None else v.cpu() for k, v in amaxes.items()}))
-        for name, quantizer in quantizers(model):
-            if (amax := amaxes[name]) is not None:
-                quantizer.set_amax(amax)
-        model.to(_device(model))
+        found, ranges = workers.from_main((found, _ranges_of(model)))
+        _give(model, ranges)
     assert found is not None  # the main process always finds something
     return found
 
@@ -67,9 +64,8 @@ def choose_ranges(
 def _choose(
     model: nn.Module, images: Split, preprocessing: Preprocessing, score: Callable[[], DevMetrics]
 ) -> tuple[StartingRanges, DevMetrics]:
-    own = score()
-    device = _device(model)
-    kept = {key: value.clone() for key, value in model.state_dict().items()}
+    own, kept = score(), _ranges_of(model)
+    device = device_of(model)
     model.eval()
     with observing_inputs(model, AbsHistogram) as collected:
         for batch in images.batches(preprocessing, _BATCH):
@@ -79,9 +75,16 @@ def _choose(
     anew = score()
     if (anew.top1, -anew.loss) > (own.top1, -own.loss):
         return _METHOD, anew
-    model.load_state_dict(kept)
+    _give(model, kept)
     return "checkpoint", own
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+def _ranges_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: quantizer.amax.cpu() for name, quantizer in quantizers(model) if quantizer.amax is not None}
+
+
+def _give(model: nn.Module, ranges: Mapping[str, Tensor]) -> None:
+    for name, quantizer in quantizers(model):
+        if name in ranges:
+            quantizer.set_amax(ranges[name])
+    model.to(device_of(model))

@@ -110,6 +110,10 @@ class TacticFacts(_Part):
     rejected: dict[str, str] = Field(default_factory=dict)
     cached: bool = False
 
+    def threads_each(self, sharers: int) -> int:
+        """Return the threads of one inference where so many run at the same time."""
+        return max(1, self.threads // sharers)
+
 
 UNKNOWN = "unknown"
 """Stands in a manifest that was made for a plan without one, for what nobody can tell."""

@@ -114,7 +114,7 @@ class Engine:
         runtime = get_runtime(manifest.runtime.name)
         runtime.check(manifest, options)  # again: both files may have been replaced by others since
         if options.threads is None and contexts > 1 and manifest.tactic is not None:
-            options = options.model_copy(update={"threads": max(1, manifest.tactic.threads // contexts)})
+            options = options.model_copy(update={"threads": manifest.tactic.threads_each(contexts)})
         loaded = runtime.load(content, manifest, options)
         return cls(loaded, manifest, contexts=contexts, timeout_s=timeout_s, queue_size=queue_size)
 

@@ -91,38 +91,19 @@ def _draw_points(axes: Any, points: Sequence[SweepPoint], front: Sequence[SweepP
         for stable in (True, False):
             there = [entry for entry in points if entry.candidate.instances == count and entry.point.stable is stable]
             if there:
-                axes.plot(
-                    [entry.p99_ms for entry in there],
-                    [entry.samples_per_s for entry in there],
-                    linestyle="none",
-                    marker=marker,
-                    markersize=6,
-                    markerfacecolor=colour if stable else "white",
-                    markeredgecolor=colour,
-                )
+                look = {"markerfacecolor": colour if stable else "white", "markeredgecolor": colour}
+                _mark(axes, there, marker=marker, markersize=6, **look)
         chosen = [entry for entry in points if entry.candidate.instances == count and id(entry) in best]
-        axes.plot(
-            [entry.p99_ms for entry in chosen],
-            [entry.samples_per_s for entry in chosen],
-            linestyle="none",
-            marker=marker,
-            markersize=8,
-            markerfacecolor=colour,
-            markeredgecolor=_INK,
-        )
+        _mark(axes, chosen, marker=marker, markersize=8, markerfacecolor=colour, markeredgecolor=_INK)
     if not all(entry.point.stable for entry in points):
         axes.plot([], [], linestyle="none", marker="o", markerfacecolor="white", color=_SOFT, label="not stable")
     ringed = [entry for entry in points if entry.candidate == deployed]
-    axes.plot(
-        [entry.p99_ms for entry in ringed],
-        [entry.samples_per_s for entry in ringed],
-        linestyle="none",
-        marker="o",
-        markersize=12,
-        markerfacecolor="none",
-        markeredgecolor=_INK,
-        label="as deployed",
-    )
+    ring = {"markerfacecolor": "none", "markeredgecolor": _INK, "label": "as deployed"}
+    _mark(axes, ringed, marker="o", markersize=12, **ring)
+
+
+def _mark(axes: Any, points: Sequence[SweepPoint], **look: Any) -> None:
+    axes.plot([entry.p99_ms for entry in points], [entry.samples_per_s for entry in points], linestyle="none", **look)
 
 
 def _scale(axes: Any, points: Sequence[SweepPoint], slo_p99_ms: float | None) -> None:
@@ -181,9 +162,10 @@ def _draw_key(key: Any, front: Sequence[SweepPoint]) -> None:
     key.text(0, 0.2, "On the front", fontsize=9, fontweight="bold", color=_INK, va="center")
     if not front:
         key.text(0, 1.2, "nothing: no load was stable", fontsize=8, color=_SOFT, va="center")
-    for row, entry in enumerate(front[-(_KEY_ROWS - 1) :], start=1 + max(0, len(front) - _KEY_ROWS + 1)):
-        place = row - max(0, len(front) - _KEY_ROWS + 1) + 0.2
-        key.text(0, place, str(row), fontsize=8.5, fontweight="bold", color=_INK, va="center")
+    left_out = max(0, len(front) - (_KEY_ROWS - 1))
+    for row, entry in enumerate(front[left_out:], start=1):
+        place = row + 0.2
+        key.text(0, place, str(left_out + row), fontsize=8.5, fontweight="bold", color=_INK, va="center")
         key.text(0.06, place - 0.2, str(entry.candidate), fontsize=8, color=_INK, va="center")
         key.text(
             0.06,

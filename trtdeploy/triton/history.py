@@ -96,6 +96,10 @@ class History(_Part):
     events: tuple[Event, ...] = ()
     config_sha256: tuple[str, ...] = ()
 
+    def with_version(self, number: int, manifest: Manifest) -> History:
+        """Return the history with the facts of one more version."""
+        return self.model_copy(update={"versions": {**self.versions, str(number): VersionFacts.of(manifest)}})
+
     def with_event(self, step: Step, version: int, before: int | None) -> History:
         """Return the history with one more event."""
         event = Event(at=now(), step=step, version=version, before=before)

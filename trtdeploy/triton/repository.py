@@ -17,7 +17,7 @@ from trtdeploy.plan import Manifest, manifest_path, read_plan
 from trtdeploy.triton.config import LABELS_FILE, PackageOptions, config_text, make_config, schema
 from trtdeploy.triton.config.warmup import WARMUP_FOLDER, write_warmup
 from trtdeploy.triton.facts import label_difference, preprocessing_difference
-from trtdeploy.triton.history import HISTORY_FILE, History, VersionFacts, read_history, write_history
+from trtdeploy.triton.history import HISTORY_FILE, History, read_history, write_history
 
 CONFIG_FILE = "config.pbtxt"
 # The names that model.py and Triton's TensorRT backend look for.
@@ -109,9 +109,8 @@ def _with_package(folder: Path, number: int, manifest: Manifest, text: str) -> H
     # the digest of what is there stays: a kill before the config is replaced raises no false alarm
     current = sha256_bytes((folder / CONFIG_FILE).read_bytes())
     digests = {sha256_bytes(text.encode()), *({current} & set(history.config_sha256))}
-    known = {**history.versions, str(number): VersionFacts.of(manifest)}
-    update = {"versions": known, "config_sha256": tuple(sorted(digests))}
-    return history.model_copy(update=update).with_event("package", number, None)
+    history = history.model_copy(update={"config_sha256": tuple(sorted(digests))})
+    return history.with_version(number, manifest).with_event("package", number, None)
 
 
 def check_name(name: str, version: int | None) -> None:

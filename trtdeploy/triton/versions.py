@@ -124,9 +124,7 @@ def publish(
                 beside=extra,
                 keep_config=active is not None,
             )
-            history = read_history(folder)
-            known = {**history.versions, str(number): VersionFacts.of(manifest)}
-            history = history.model_copy(update={"versions": known}).with_event("publish", number, active)
+            history = read_history(folder).with_version(number, manifest).with_event("publish", number, active)
             write_history(folder, _with_digest(history, folder))
     except OSError as error:
         raise RepositoryError(f"The model repository {root} cannot be written: {error}.") from error

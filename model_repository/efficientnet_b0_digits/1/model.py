@@ -35,7 +35,7 @@ class TritonPythonModel:
         # the instances of a model share the processor, each a process of its own
         instances = sum(int(group["count"]) for group in config["instance_group"])
         tactic = read_manifest(plan).tactic
-        threads = max(1, tactic.threads // (instances * contexts)) if tactic else None
+        threads = tactic.threads_each(instances * contexts) if tactic else None
         options = LoadOptions(device=device, threads=threads)
         self.engine = Engine.load(plan, contexts=contexts, timeout_s=None, options=options)
         self.names = [spec.name for spec in self.engine.inputs]

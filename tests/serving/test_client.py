@@ -298,9 +298,6 @@ class Refused(InferenceClient):
         self.left = refused
         self.asked: list[float] = []
 
-    def _open(self) -> None:
-        pass
-
     def _disconnect(self) -> None:
         pass
 

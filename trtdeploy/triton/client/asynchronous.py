@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from trtdeploy.triton.client.tls import grpc_credentials, ssl_context
 T = TypeVar("T")
 
 
-class AsyncInferenceClient(Connection):
+class AsyncInferenceClient(Connection, ABC):
     """A connection to one server for one event loop. Use it as an asynchronous context manager, or await ``close``.
 
     Any number of requests may be awaited at once; they share the connection. A request whose task is cancelled is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _GOODBYE_S = 5.0
 
 
-class InferenceClient(Connection):
+class InferenceClient(Connection, ABC):
     """A connection to one server, usable from several threads. Use it as a context manager, or call ``close``.
 
     Args:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.failures import Failures
 from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
 
 
-class Connection(ABC):
+class Connection:
     """A connection to one server.
 
     Args:
@@ -27,9 +25,8 @@ class Connection(ABC):
         self.failures = Failures(endpoint, self.options, self.limits)
         self._open()
 
-    @abstractmethod
     def _open(self) -> None:
-        """Import the library and make what the connection needs; nothing is sent yet."""
+        """Import the library and make what the connection needs, if anything; nothing is sent yet."""
 
     @property
     def url(self) -> str:

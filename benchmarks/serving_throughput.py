@@ -43,8 +43,8 @@ from trtdeploy.triton.server import TritonServer
 
 SIZE = 224
 MAX_BATCH = 8
-CONCURRENCIES = (1, 4, 8, 16)
-SHARED_MEMORY_CONCURRENCIES = (1, 8)
+CONCURRENCIES = (1, 4, 8, 16, 32)
+SHARED_MEMORY_CONCURRENCIES = (1, 16)
 MODEL = "b0"
 INPUT = "input"
 

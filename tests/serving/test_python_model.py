@@ -93,7 +93,8 @@ def load(qdq_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     spec.loader.exec_module(module)
     made: list[Any] = []
 
-    def make(contexts: int = 1, instances: int = 1) -> Any:
+    def make(contexts: int = 1, instances: int = 1, fastest: int = 64) -> Any:
+        vars(module)["fastest_batch"] = lambda engine, largest: min(fastest, largest)  # not what this machine finds
         model = module.TritonPythonModel()
         config = {
             "max_batch_size": 64,
@@ -163,6 +164,21 @@ def test_a_batch_is_one_run_on_each_context_and_one_that_no_profile_covers_sever
             np.testing.assert_allclose(
                 answer.outputs["logits"], engine.infer({"input": batch})["logits"], rtol=1e-4, atol=1e-4
             )
+
+
+@pytest.mark.parametrize(("fastest", "expected"), [(1, [1, 3, 2, 1, 1]), (2, [1, 3, 2, 2]), (4, [4, 4]), (64, [8])])
+def test_a_processor_joins_as_many_samples_as_it_is_fastest_with(
+    fastest: int, expected: list[int], load: Callable[..., Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(fastest=fastest)
+    sizes = runs(model, monkeypatch)
+    batches = [images(count, seed) for seed, count in enumerate((1, 3, 2, 1, 1))]
+    answers = responses(model, [Request(batch) for batch in batches])
+    assert sizes == expected
+    for batch, answer in zip(batches, answers, strict=True):
+        np.testing.assert_allclose(
+            answer.outputs["logits"], engine.infer({"input": batch})["logits"], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(("contexts", "instances", "expected"), [(1, 1, 8), (1, 2, 4), (2, 2, 2), (3, 9, 1)])

@@ -12,6 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trtdeploy import Engine
+from trtdeploy.engine.batching import fastest_batch
 from trtdeploy.plan import read_manifest
 from trtdeploy.runtimes.config import LoadOptions
 
@@ -43,8 +44,11 @@ class TritonPythonModel:
         profiles = [profile.values() for profile in self.engine.manifest.profiles if profile]
         largest = [min(shapes.max[0] for shapes in profile) for profile in profiles]
         self.largest_batch = max(largest) if largest and self.max_batch_size else self.max_batch_size
-        # a processor is no faster with a batch, and several contexts are: they share what has been batched
-        self.sharing = contexts if self.engine.manifest.device.kind == "cpu" else 1
+        self.sharing = 1
+        if self.engine.manifest.device.kind == "cpu":
+            # several contexts use a processor better than one large batch does: they share what has been batched
+            self.sharing = contexts
+            self.largest_batch = fastest_batch(self.engine, self.largest_batch)
         self.free_contexts = threading.Semaphore(contexts) if contexts > 1 else None
         self.answering = ThreadPoolExecutor(contexts, thread_name_prefix="answering")
 

@@ -1,7 +1,8 @@
 """Architectures that nothing was tuned for go through ``training auto`` untouched: residual adds, and concatenations.
 
-``python -m benchmarks.accuracy.architectures --work DIR`` trains each float network (once), runs ``decide`` on it and
-asks the linter, the TensorRT-RTX builder and ONNX Runtime about the exported model. What is in DIR is not repeated.
+``python -m benchmarks.accuracy.architectures --work DIR`` trains each float network with several seeds, runs ``decide``
+on each and asks the linter, the TensorRT-RTX builder and ONNX Runtime about the exported model. What is in DIR is not
+repeated.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _NETWORKS = ("resnet", "densenet")
 def main(
     work: Annotated[Path, typer.Option("--work", file_okay=False, help="Keeps checkpoints between runs.")],
     data: Annotated[Path, typer.Option("--data")] = CIFAR10,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Float networks of each architecture.")] = 3,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the float trainings.")] = 3,
     max_drop: Annotated[float, typer.Option("--max-drop", help="In percentage points.")] = 0.5,
 ) -> None:
@@ -30,30 +32,37 @@ def main(
         from trtdeploy.datasets import open_dataset
 
         with open_dataset(str(data)) as dataset:
-            found = {name: _through(dataset, name, work / name, epochs, max_drop) for name in _NETWORKS}
+            found = {
+                name: [
+                    _through(dataset, name, seed, work / f"{name}-{seed}", epochs, max_drop) for seed in range(seeds)
+                ]
+                for name in _NETWORKS
+            }
+        runs = [(name, seed, facts) for name, each in found.items() for seed, facts in enumerate(each)]
         rows = [
             (
                 name,
+                str(seed),
                 trial["step"],
                 f"{trial['top1']['value']:.2f}",
                 f"{trial['difference']['difference']['value']:+.2f}",
                 "yes" if trial["proof"]["shown"] else "no",
                 f"{trial['seconds']:.0f}",
             )
-            for name, facts in found.items()
+            for name, seed, facts in runs
             for trial in facts["decision"]["trials"]
         ]
         table = Table(
             title="Architectures that nobody tuned for, through `training auto`",
-            columns=("network", "step", "dev top-1 %", "against float", "shown", "seconds"),
+            columns=("network", "seed", "step", "dev top-1 %", "against float", "shown", "seconds"),
             rows=tuple(rows),
-            note=" ".join(f"{name}: {facts['verdict']}" for name, facts in found.items()),
+            note=" ".join(f"{name}, seed {seed}: {facts['verdict']}" for name, seed, facts in runs),
         )
         path = write_result("architectures", {"max_drop": max_drop, "networks": found}, tables=(table,))
         typer.echo(str(path))
 
 
-def _through(dataset: Any, name: str, folder: Path, epochs: int, max_drop: float) -> dict[str, Any]:
+def _through(dataset: Any, name: str, seed: int, folder: Path, epochs: int, max_drop: float) -> dict[str, Any]:
     from training.augmentation import Augmentation
     from training.auto import decide
     from training.checkpoint import load_checkpoint
@@ -63,7 +72,11 @@ def _through(dataset: Any, name: str, folder: Path, epochs: int, max_drop: float
     start = folder / "float.safetensors"
     if not start.is_file():
         schedule = Schedule(
-            epochs=epochs, batch_size=128, learning_rate=4e-3, augmentation=Augmentation(shift_px=2, flip=True)
+            epochs=epochs,
+            batch_size=128,
+            learning_rate=4e-3,
+            seed=seed,
+            augmentation=Augmentation(shift_px=2, flip=True),
         )
         model = f"benchmarks.accuracy.small_networks:thin_{name}"
         fit(dataset, start, schedule=schedule, model=model, image_size=32)
@@ -74,7 +87,7 @@ def _through(dataset: Any, name: str, folder: Path, epochs: int, max_drop: float
         checkpoint,
         folder / "auto",
         max_drop=max_drop,
-        say=lambda line: typer.echo(f"{name}: {line}", err=True),
+        say=lambda line: typer.echo(f"{name}, seed {seed}: {line}", err=True),
     )
     return {
         "training": trained.model_dump(mode="json") if trained else None,

@@ -21,8 +21,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+# Two files at a time: much of a test is waiting for processes and servers to start.
 unit: $(INSTALLED) $(BINDINGS) $(RESOURCE_MODELS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The Python bindings of TensorRT 10 and 11, without the libraries: what the contract tests hold the code against.
 $(BINDINGS): tests/contract/fetch_bindings.py $(INSTALLED)

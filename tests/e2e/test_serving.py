@@ -530,6 +530,11 @@ def test_a_model_that_does_not_load_ends_serve_with_its_reason(
         (["absent"], 2, "There is no model repository at absent"),
         (["models", "--tritonserver", "/nowhere/tritonserver"], 3, "/nowhere/tritonserver is not an executable"),
         (["models", "--tritonserver", "true"], 3, "true ended|tritonserver ended with exit code 0"),
+        (
+            ["models", "--", "--http-max-input-sice=5"],
+            3,
+            r"error: tritonserver refuses its command line: unrecognized option '--http-max-input-sice=5'\.\n.*--help",
+        ),
         (["models", "--http-port", "9", "--grpc-port", "9"], 2, "must differ"),
         (["models", "--host", "192.0.2.1"], 3, "192.0.2.1"),
         (["models", "--ready-timeout", "nan"], 2, "--ready-timeout"),
@@ -543,7 +548,7 @@ def test_serve_says_why_it_does_not_start(
     (tmp_path / "models").symlink_to(small_repository)
     shutil.copy("/bin/true", tmp_path / "true")
     ports = () if "--http-port" in arguments else SERVE_ON_FREE_PORTS
-    done = run("serve", *arguments, *ports, cwd=tmp_path)
+    done = run("serve", *ports, *arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert re.search(words, done.stderr)
     assert done.stdout == ""

@@ -58,3 +58,22 @@ def test_a_config_for_a_gpu_may_be_checked_without_one() -> None:
     config = BASE.replace('"python"', '"tensorrt"') + ' instance_group { kind: KIND_GPU profile: "0" gpus: [ 1 ] }'
     assert errors(config + ' name: "m"') == []
     assert "no GPU [1]" in errors(config + ' name: "m"', gpus=1)[0]
+
+
+@pytest.mark.parametrize("place", ["default_queue_policy", "priority_queue_policy[2]"])
+def test_timeouts_of_requests_that_triton_would_ignore_are_reported(place: str) -> None:
+    text = BASE + " dynamic_batching { priority_levels: 2 default_priority_level: 1 %s }"
+    policy = "allow_timeout_override: true %s"
+    key = (
+        "default_queue_policy { %s }"
+        if place.startswith("default")
+        else "priority_queue_policy { key: 2 value { %s } }"
+    )
+
+    def warnings(timeout: str) -> list[str]:
+        found = map(str, check_config(text % (key % (policy % timeout)), gpus=0))
+        return [message for message in found if "allow_timeout_override" in message]
+
+    (found,) = warnings("")
+    assert found.startswith(f"warning: dynamic_batching.{place}.allow_timeout_override: ")
+    assert warnings("default_timeout_microseconds: 5000000") == []

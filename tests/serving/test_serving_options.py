@@ -82,6 +82,7 @@ def test_every_option_reaches_the_config(qdq_plan: Plan, tmp_path: Path) -> None
         ("priorities: {levels: 2, default: 3}", "priority levels are 1 to 2"),
         ("version_policy: {latest: 1, all: true}", "exactly one"),
         ("queue_policy: {timeout_us: -1}", "timeout_us"),
+        ("queue_policy: {allow_timeout_override: true}", "needs timeout_us"),
         ("[1, 2]", "list"),
         ("a: b: c", "YAML"),
     ],

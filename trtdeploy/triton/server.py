@@ -8,6 +8,7 @@ import http.client
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,6 +32,8 @@ _POLL_S = 0.05
 # glibc gives freed memory back and maps it anew for each tensor of more than 128 KiB, page fault by page fault; with
 # these it stays with the process (mallopt(3)).
 _ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+# getopt's messages (getopt_long(3)); hundreds of lines of usage follow
+_REFUSED_OPTION = re.compile(r": ((?:unrecognized|ambiguous|invalid) option .*|option '.*' .* an argument)")
 # What every tritonserver without a GPU says at level error, whatever else is wrong.
 _NOISE = ("CudaDriverHelper has not been initialized", "Failed to initialize NVML")
 # A proxy that the environment names has no business between us and a server that we have just started.
@@ -78,6 +81,7 @@ class TritonServer:
         self.host = host
         self.http_port, self.grpc_port, self.metrics_port = _claim_ports(host, (http_port, grpc_port, metrics_port))
         self._log = log
+        self._refused_option: str | None = None
         self._options = tuple(options)
         self._ready_timeout_s = ready_timeout_s
         self._drain_timeout_s = drain_timeout_s
@@ -232,6 +236,8 @@ class TritonServer:
         log = self._log
         for line in process.stdout:
             self._last_lines.append(line.rstrip("\n"))
+            if self._refused_option is None and (match := _REFUSED_OPTION.search(line)):
+                self._refused_option = match[1].rstrip()
             try:
                 if log is not None:
                     log(line.rstrip("\n"))
@@ -246,6 +252,11 @@ class TritonServer:
         code = self._running().wait()
         if self._reader is not None:
             self._reader.join(timeout=5)
+        if code > 0 and self._refused_option is not None:
+            return ServerError(
+                f"tritonserver refuses its command line: {self._refused_option}.",
+                hint=f"Another release may have it; this one's options: {self.installation.binary} --help",
+            )
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return ServerError(f"tritonserver ended with {how}.", log_lines=self._tail())
 

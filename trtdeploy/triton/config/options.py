@@ -24,7 +24,8 @@ class QueuePolicy(_Part):
     Attributes:
         timeout_action: Refuse a request that has waited too long, or let the others go first.
         timeout_us: How long is too long, in microseconds; 0 is for ever.
-        allow_timeout_override: Whether a request may bring a shorter timeout of its own.
+        allow_timeout_override: Whether a request may bring a timeout of its own, shorter than ``timeout_us``; Triton
+            ignores longer ones, and all of them where ``timeout_us`` is 0.
         max_queue_size: How many may wait; more are refused at once. 0 is without a limit.
     """
 
@@ -32,6 +33,12 @@ class QueuePolicy(_Part):
     timeout_us: int = Field(default=0, ge=0)
     allow_timeout_override: bool = False
     max_queue_size: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _shorter_than_something(self) -> QueuePolicy:
+        if self.allow_timeout_override and not self.timeout_us:
+            raise ValueError("allow_timeout_override needs timeout_us: Triton takes shorter timeouts only")
+        return self
 
 
 class Priorities(_Part):

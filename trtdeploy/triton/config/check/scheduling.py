@@ -52,10 +52,22 @@ def _dynamic_batching(config: Any) -> Iterator[Finding]:
         yield Finding(
             f"{where}.priority_levels", "it is 0, so that priorities mean nothing.", "Give it.", severity="warning"
         )
+    policies = {f"{where}.default_queue_policy": batching.default_queue_policy}
+    policies |= {
+        f"{where}.priority_queue_policy[{level}]": policy for level, policy in batching.priority_queue_policy.items()
+    }
+    for place, policy in policies.items():
+        if policy.allow_timeout_override and not policy.default_timeout_microseconds:
+            # Triton takes a request's timeout where it is shorter than the default one, and 0 is the shortest
+            yield Finding(
+                f"{place}.allow_timeout_override",
+                "default_timeout_microseconds is 0, so that the timeouts of requests mean nothing.",
+                "Give the longest timeout that a request may ask for.",
+                severity="warning",
+            )
     if batching.preserve_ordering:
         if levels > 1:
             yield Finding(f"{where}.preserve_ordering", "it excludes several priority levels.", "Leave one out.")
         delay = schema().ModelQueuePolicy.DELAY
-        policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
-        if any(p.default_timeout_microseconds and p.timeout_action == delay for p in policies):
+        if any(p.default_timeout_microseconds and p.timeout_action == delay for p in policies.values()):
             yield Finding(f"{where}.preserve_ordering", "it excludes timeout_action: DELAY.", "Use REJECT.")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from trtdeploy.cli.main import app
 from trtdeploy.datasets import open_dataset
 from trtdeploy.ledger import Ledger
-from trtdeploy.plan import Plan
+from trtdeploy.plan import Plan, manifest_path
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.pipeline import package_pipeline
@@ -87,12 +87,23 @@ def test_a_dataset_without_files_is_sent_as_png_and_compared_with_the_plan(
 ) -> None:
     report = tmp_path / "report.html"
     gates = ("--reference", qdq_plan.path, "--min-agreement", 100)
-    done = validate(server, "digits", "--batch-size", 32, *gates, "--report", report)
+    records = ("--report", report, "--manifest", manifest_path(qdq_plan.path))
+    done = validate(server, "digits", "--batch-size", 32, *gates, *records)
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["n"] == 359
     assert facts["top_k"]["largest_difference"] < 0.05
-    assert report.stat().st_size > 10_000
+    assert qdq_plan.manifest.plan_sha256 in report.read_text()
+
+
+def test_the_manifest_of_another_plan_is_refused(server: TritonServer, qdq_plan: Plan, tmp_path: Path) -> None:
+    facts = json.loads(manifest_path(qdq_plan.path).read_text())
+    facts["labels"] = facts["labels"][::-1]
+    (tmp_path / "other.json").write_text(json.dumps(facts))
+    done = validate(server, "digits", "--manifest", tmp_path / "other.json", "--ledger", tmp_path / "ledger.json")
+    assert done.exit_code == 2
+    assert "other.json describes another plan than the one that is served as digits: the labels" in done.stderr
+    assert not (tmp_path / "ledger.json").exists()
 
 
 def test_a_pipeline_with_another_preprocessing_fails_the_gate(

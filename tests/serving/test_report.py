@@ -128,7 +128,11 @@ def test_the_command_puts_ledger_gates_and_provenance_on_the_page(qdq_plan: Plan
     bad = CliRunner().invoke(app, [*common, "--manifest", str(page)])
     assert bad.exit_code == 2
     assert "is no manifest of a plan" in bad.stderr
-    assert manifest_path(qdq_plan.path).exists()
+    facts = json.loads(manifest_path(qdq_plan.path).read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**facts, "plan_sha256": "0" * 64}))
+    other = CliRunner().invoke(app, [*common, "--manifest", str(tmp_path / "other.json")])
+    assert other.exit_code == 2
+    assert "is not the manifest of" in other.stderr
 
 
 def test_the_charts_keep_within_their_frames() -> None:

@@ -71,13 +71,17 @@ def validate(
                 client = _client(what.url, requests, connection, transport)
                 stack.callback(client.close)
                 target, others = _served(client, what.model, what)
+                if facts is not None and records.manifest is not None:
+                    _check_served_plan(facts, records.manifest, client, what.model, what.version)
             elif what.compare_version:
                 raise UsageError("--compare-version asks a server; it needs --url and --model.")
             elif what.plan is not None and what.url is None and what.model is None:
                 if connection.given or transport != TransportFlags() or requests.asynchronous:
                     raise UsageError("--plan asks nobody over a connection: leave out the options of one.")
                 target, own = _local(stack, what.plan, requests)
-                facts = facts or own
+                if facts is not None and facts.plan_sha256 != own.plan_sha256:
+                    raise UsageError(f"{records.manifest} is not the manifest of {what.plan}.")
+                facts = own
             else:
                 raise UsageError("Give --url and --model to validate a server, or --plan to validate a plan here.")
             dataset = stack.enter_context(open_dataset(data, split_seed=split_seed))
@@ -129,6 +133,16 @@ def _served(client: InferenceClient | LoopedClient, model: str, what: TargetFlag
 
     target = served_target(client, model, what.version)
     return target, [served_target(client, model, other) for other in what.compare_version or ()]
+
+
+def _check_served_plan(
+    manifest: Manifest, path: Path, client: InferenceClient | LoopedClient, model: str, version: str
+) -> None:
+    from trtdeploy.triton.identity import check_served_plan
+
+    described = client.describe(model, version)
+    steps = [client.describe(step) for step in described.steps]
+    check_served_plan(manifest, path.name, steps or [described])
 
 
 def _local(stack: ExitStack, plan: Path, requests: RequestFlags) -> tuple[Target, Manifest]:

@@ -137,7 +137,7 @@ class RecordFlags:
         typer.Option(
             "--manifest",
             dir_okay=False,
-            help="Manifest of the served plan (PLAN.json), for the report.",
+            help="Manifest of the served plan (PLAN.json): held against what is served, and shown in the report.",
             rich_help_panel=_RECORDS,
         ),
     ] = None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from training.quantization import QuantizationSpec, quantizers
 from training.recording import score_split
 from training.sensitivity import draw_chart, measure_sensitivity
 from trtdeploy.errors import UsageError
+from trtdeploy.ledger import Ledger
 
 
 def test_each_layer_is_measured_alone_and_left_out_alone(digits, ptq_file, tmp_path) -> None:
@@ -184,10 +186,17 @@ def test_auto_quantizes_for_its_target_and_goes_on_only_with_the_same_settings(d
     wrong = CliRunner().invoke(app, [*arguments, "--skip", "stemm"])
     assert (wrong.exit_code, folder.exists()) == (2, False)
     asked = ["--target", "onnxruntime", "--skip", "stem"]
-    done = CliRunner().invoke(app, [*arguments, *asked])
+    ledger = Ledger(tmp_path / "ledger.json")
+    done = CliRunner().invoke(app, [*arguments, *asked, "--ledger", str(tmp_path / "ledger.json")])
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     chosen = load_checkpoint(folder / facts["chosen"])
+    assert list(ledger.stages) == ["float", chosen.facts.kind, "onnx"]
+    for stage, checkpoint in (("float", load_checkpoint(float_file)), (chosen.facts.kind, chosen)):
+        scored = score_split(predictor(checkpoint.model), checkpoint.facts, digits).outputs
+        np.testing.assert_array_equal(ledger.outputs(stage).predictions, scored.predictions)
+    lost = ledger.stages["float"].top1.value - ledger.stages[chosen.facts.kind].top1.value
+    assert lost == pytest.approx(-facts["test"]["difference"]["value"])
     assert chosen.facts.quantization == QuantizationSpec(target="onnxruntime", skip=("stem",))
     made = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     for other in ([], ["--target", "onnxruntime"], [*asked, "--toolkit", "modelopt"], [*asked, "--split-seed", "5"]):

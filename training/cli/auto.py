@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,7 @@ from training.cli.options import (
     CheckpointPath,
     Data,
     ImageSize,
+    LedgerFile,
     Model,
     Skip,
     SplitSeed,
@@ -22,7 +24,15 @@ from training.cli.options import (
     Toolkit,
     ToolkitName,
 )
+from training.cli.reporting import check_ledger, score_and_record, score_and_record_onnx
 from trtdeploy.cli.console import door
+
+if TYPE_CHECKING:
+    from training.auto import Decision
+    from training.checkpoint import Checkpoint
+    from trtdeploy.datasets import Dataset
+
+_COMMAND = "training auto"
 
 
 def auto(
@@ -38,20 +48,26 @@ def auto(
     model: Model = None,
     image_size: ImageSize = None,
     split_seed: SplitSeed = None,
+    ledger: LedgerFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer 'PTQ or QAT?': the cheapest quantization whose drop is shown to be inside the budget.
 
     Exit code 1 if that is shown for none; the best that was found is exported all the same. Repeating the command goes
-    on where an interrupted one was; a folder that holds a run with other settings is refused.
+    on where an interrupted one was; a folder that holds a run with other settings is refused. With --ledger the float
+    network, the chosen one and its ONNX are recorded, as the commands that make them one by one do.
     """
     with door(), Display() as display:
         from training.auto import decide
         from training.quantization import QuantizationSpec
 
+        check_ledger(ledger)
         start, dataset, split_seed = open_both(
             data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
         )
+        untouched = (
+            deepcopy(start) if ledger is not None else start
+        )  # the search quantizes the network that it is given
         with dataset:
             decision = decide(
                 dataset,
@@ -63,8 +79,23 @@ def auto(
                 say=lambda line: typer.echo(line, err=True),
                 observer=display,
             )
+            if ledger is not None:
+                _record(untouched, output, decision, dataset, ledger, display)
         display.finish()
         facts = {"output": str(output), "verdict": decision.verdict, **decision.model_dump(mode="json")}
         print_facts(facts, f"{decision.verdict}\nWhy: {output / 'decision.md'}", as_json=as_json)
         if not decision.met:
             raise typer.Exit(1)
+
+
+def _record(
+    start: Checkpoint, output: Path, decision: Decision, dataset: Dataset, ledger: Path, display: Display
+) -> None:
+    from training.checkpoint import load_checkpoint
+    from training.recording import has_stage
+
+    if not has_stage(ledger, "float"):
+        score_and_record(start, dataset, "float", ledger, _COMMAND, display)
+    chosen = load_checkpoint(output / decision.chosen)
+    score_and_record(chosen, dataset, chosen.facts.kind, ledger, _COMMAND, display)
+    score_and_record_onnx(output / decision.onnx, chosen.facts, dataset, ledger, _COMMAND, display)

@@ -18,7 +18,7 @@ from training.cli.options import (
     Output,
     SplitSeed,
 )
-from training.cli.reporting import check_output
+from training.cli.reporting import check_output, score_and_record_onnx, shown_top1
 from trtdeploy.cli.console import door
 
 
@@ -36,8 +36,6 @@ def export(
     """Write a checkpoint as ONNX, with Q/DQ where it is quantized, after comparing its answers with torch's."""
     with door(), Display() as display:
         from training.export import export as run
-        from training.export import onnx_predictor
-        from training.recording import record, score_split
 
         check_output(output, ".onnx", ledger=ledger)
         start, dataset, _ = open_both(data, checkpoint, model=model, image_size=image_size, split_seed=split_seed)
@@ -49,19 +47,9 @@ def export(
                 f"{exported.parity.disagreements} of {exported.parity.images} answers differ from torch's"
             )
             if ledger is not None:
-                predict = onnx_predictor(output.read_bytes())
-                evaluation = score_split(predict, start.facts, dataset, progress=display.images("scoring"))
-                facts["ledger"] = record(
-                    ledger,
-                    "onnx",
-                    evaluation,
-                    predict=predict,
-                    facts=start.facts,
-                    dataset=dataset,
-                    file=output,
-                    sha256=exported.sha256,
-                    command="training export",
+                facts["ledger"] = score_and_record_onnx(
+                    output, start.facts, dataset, ledger, "training export", display
                 )
-                text += f"; test top-1 {evaluation.outputs.top1.format()}%"
+                text += f"; test top-1 {shown_top1(facts['ledger'])}"
             display.finish()
             print_facts(facts, text, as_json=as_json)

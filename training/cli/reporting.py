@@ -10,7 +10,7 @@ from trtdeploy.errors import UsageError
 from trtdeploy.files import keep_inputs
 
 if TYPE_CHECKING:
-    from training.checkpoint import Checkpoint, SavedCheckpoint
+    from training.checkpoint import Checkpoint, CheckpointFacts, SavedCheckpoint
     from trtdeploy.datasets import Dataset
 
 
@@ -24,6 +24,15 @@ def check_output(output: Path, suffix: str, *inputs: Path | None, ledger: Path |
     if output.suffix != suffix:
         raise UsageError(f"--output {output} must end in {suffix}.")
     keep_inputs(output, *inputs)
+    check_ledger(ledger)
+
+
+def check_ledger(ledger: Path | None) -> None:
+    """Refuse, before any work is done, a file that is no ledger.
+
+    Raises:
+        LedgerError: ``ledger`` exists and is none.
+    """
     if ledger is not None and ledger.exists():
         from trtdeploy.ledger import Ledger
 
@@ -45,10 +54,15 @@ def report(
 
         start = load_checkpoint(saved.path)
         facts["ledger"] = score_and_record(start, dataset, saved.facts.kind, ledger, f"training {command}", display)
-        top1 = facts["ledger"]["top1"]
-        text += f"; test top-1 {top1['value']:.2f}% [{top1['low']:.2f}, {top1['high']:.2f}]"
+        text += f"; test top-1 {shown_top1(facts['ledger'])}"
     display.finish()
     print_facts(facts, text, as_json=as_json)
+
+
+def shown_top1(record: dict[str, Any]) -> str:
+    """Return a record's top-1 as people read it, with its interval."""
+    top1 = record["top1"]
+    return f"{top1['value']:.2f}% [{top1['low']:.2f}, {top1['high']:.2f}]"
 
 
 def score_and_record(
@@ -69,5 +83,38 @@ def score_and_record(
         dataset=dataset,
         file=checkpoint.path,
         sha256=checkpoint.sha256,
+        command=command,
+    )
+
+
+def score_and_record_onnx(
+    onnx: Path, facts: CheckpointFacts, dataset: Dataset, ledger: Path, command: str, display: Display
+) -> dict[str, Any]:
+    """Score an exported model on the test split, record it as the stage ``onnx`` and return the record as JSON.
+
+    Args:
+        onnx: The model, for ONNX Runtime.
+        facts: Of the checkpoint that it was exported from.
+        dataset: Whose test split is scored.
+        ledger: Where to.
+        command: What exported it.
+        display: Shows progress.
+    """
+    from training.export import onnx_predictor
+    from training.recording import record, score_split
+    from trtdeploy.files import sha256_bytes
+
+    content = onnx.read_bytes()
+    predict = onnx_predictor(content)
+    evaluation = score_split(predict, facts, dataset, progress=display.images("scoring onnx"))
+    return record(
+        ledger,
+        "onnx",
+        evaluation,
+        predict=predict,
+        facts=facts,
+        dataset=dataset,
+        file=onnx,
+        sha256=sha256_bytes(content),
         command=command,
     )

@@ -36,7 +36,6 @@ SLOW |= {
     "shape-tensor",
     "batch-output",
 }
-SHOWN = ("priorities", "ensemble")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def takes(server: TritonServer, name: str) -> bool:
 
 
 def test_triton_takes_what_the_checker_takes(server: TritonServer) -> None:
-    for case in SHOWN:
+    for case in GOOD:
         folder = write_model(server.repository, f"good-{case}", GOOD[case])
         assert not [finding for finding in check_config(GOOD[case], folder) if finding.severity == "error"]
         assert takes(server, f"good-{case}"), case

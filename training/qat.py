@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from training.augmentation import Augmentation
 from training.checkpoint import (
@@ -32,7 +32,7 @@ from training.objective import LabelObjective, Objective
 from training.optimization import Execution
 from training.quantization.range_learning import LearnedRanges
 from training.schedule import Schedule
-from training.starting_ranges import choose_ranges
+from training.starting_ranges import StartingRanges, choose_ranges
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import map_labels
@@ -63,6 +63,16 @@ def default_schedule(dataset: Dataset) -> Schedule:
         learning_rate=2e-5,
         **_COMMON,
     )
+
+
+def networks_compared(schedule: Schedule, *, ranges: Ranges = "learned") -> int:
+    """Return how many networks might become what ``qat`` writes, depending on what dev says.
+
+    A run scores about half of them where ranges are learned. But then dev also decides which ranges it starts from, and
+    all epochs follow from that: those after the other start would have been the ones to choose among.
+    """
+    starts = len(get_args(StartingRanges)) if ranges == "learned" else 1
+    return starts * (schedule.epochs + 1)
 
 
 def qat(

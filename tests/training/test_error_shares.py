@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from training.auto.spending import declare_shares
+from training.qat import networks_compared
+from training.schedule import Schedule
 from trtdeploy.statistics import non_inferiority, samples_needed
 
 IMAGES, MAX_DROP, GAINED = 1500, 1.0, 0.02
 RUNS = 20_000
-LOOKS = {"PTQ": 1, "PTQ + bias correction": 1, "partial quantization": 1, "QAT": 4, "QAT + distillation": 4}
+TRAINED = networks_compared(Schedule(epochs=3, batch_size=32, learning_rate=1e-4))
+STEPS = ("PTQ", "PTQ + bias correction", "partial quantization", "QAT", "QAT + distillation")
+LOOKS = {step: TRAINED if "QAT" in step else 1 for step in STEPS}
 DECLARED = declare_shares(LOOKS)
 
 
@@ -25,19 +29,33 @@ def wrong_stops(
     wrong = 0
     for step, looks in LOOKS.items():
         gained, lost = draw(looks, drops[step])
-        best = (gained - lost).argmax(axis=1)  # the epoch that training keeps
+        best = kept_by_training(gained - lost) if looks > 1 else np.zeros(RUNS, dtype=int)
         pairs = np.stack([gained[np.arange(RUNS), best], lost[np.arange(RUNS), best]], axis=1)
-        different, which = np.unique(pairs, axis=0, return_inverse=True)
-        shown = np.array(
-            [
-                non_inferiority(int(g), int(c), IMAGES, max_drop=MAX_DROP, confidence=confidences[step]).shown
-                for g, c in different
-            ]
-        )[which.ravel()]
+        shown = is_shown(pairs, confidences[step])
         if drops[step] >= MAX_DROP:
             wrong += int((running & shown).sum())
         running &= ~shown
     return wrong / RUNS
+
+
+def kept_by_training(score: np.ndarray) -> np.ndarray:
+    """Which network QAT keeps, of ``(RUNS, networks)``: first those after one start, then those after the other.
+
+    The better start decides which epochs there are, and the best of those, the start included, is kept.
+    """
+    after = score.reshape(RUNS, 2, -1)
+    start = after[:, :, 0].argmax(axis=1)
+    epoch = after[np.arange(RUNS), start].argmax(axis=1)
+    return start * after.shape[2] + epoch
+
+
+def is_shown(pairs: np.ndarray, confidence: float) -> np.ndarray:
+    different, which = np.unique(pairs, axis=0, return_inverse=True)
+    shown = [
+        non_inferiority(int(gained), int(lost), IMAGES, max_drop=MAX_DROP, confidence=confidence).shown
+        for gained, lost in different
+    ]
+    return np.array(shown)[which.ravel()]
 
 
 def independent(seed: int):
@@ -87,6 +105,21 @@ def test_without_a_correction_it_would_be_chosen_far_more_often() -> None:
     assert wrong_stops(independent(0), drops, dict.fromkeys(LOOKS, 0.95)) > 0.15
     each_step = {share.step: 1 - 0.05 * share.share for share in DECLARED}  # the epochs forgotten
     assert wrong_stops(independent(0), drops, each_step) > wrong_stops(independent(0), drops, declared_confidences())
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_start_that_training_chooses_on_dev_counts(epochs) -> None:
+    looks = networks_compared(Schedule(epochs=epochs, batch_size=32, learning_rate=1e-4))
+    gained, lost = independent(0)(looks, MAX_DROP)
+    best = kept_by_training(gained - lost)
+    pairs = np.stack([gained[np.arange(RUNS), best], lost[np.arange(RUNS), best]], axis=1)
+
+    def wrong(counted: int) -> float:
+        return float(is_shown(pairs, declare_shares({"QAT": counted})[0].confidence).mean())
+
+    assert wrong(looks) <= 0.025
+    if epochs == 1:
+        assert wrong(epochs + 1) > 0.03  # only the epochs counted, and the one start that they came from
 
 
 def test_the_shares_fall_and_add_up_to_the_error() -> None:

@@ -174,10 +174,10 @@ def test_auto_says_how_many_samples_are_missing_when_nothing_can_be_shown(digits
     assert [trial.proof.confidence for trial in decision.trials] == [
         declared[trial.step].confidence for trial in decision.trials
     ]
-    assert (declared["PTQ"].looks, declared["QAT"].looks) == (1, 2)
+    assert (declared["PTQ"].looks, declared["QAT"].looks) == (1, 4)
     page = (tmp_path / "decision.md").read_text()
     assert "PTQ 50% of the error, 97.5%" in page
-    assert "QAT 6.25% of the error, for the best of 2 epochs" in page
+    assert "QAT 6.25% of the error, for the best of 4 networks" in page
 
 
 def test_auto_quantizes_for_its_target_and_goes_on_only_with_the_same_settings(digits, float_file, tmp_path) -> None:

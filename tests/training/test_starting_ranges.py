@@ -7,9 +7,11 @@ from tiny_model import tiny_schedule
 from training.checkpoint import load_checkpoint
 from training.distributed import Workers
 from training.loop import score
-from training.qat import qat
+from training.objective import LabelObjective
+from training.qat import networks_compared, qat
 from training.quantization import quantizers
 from training.starting_ranges import choose_ranges
+from trtdeploy.files import sha256_bytes
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(1.0, "checkpoint"), (200.0, "relative-mse"), (0.02, "relative-mse")])
@@ -52,3 +54,28 @@ def test_qat_says_which_ranges_it_began_with(digits, ptq_file, tmp_path):
 
     assert began_with("learned") == "relative-mse"
     assert began_with("frozen") is None
+
+
+@pytest.mark.parametrize("ranges", ["learned", "frozen"])
+def test_all_networks_that_dev_may_choose_are_counted(digits, ptq_file, tmp_path, monkeypatch, ranges):
+    """Whatever dev says, what QAT writes is one of so many networks."""
+    schedule = tiny_schedule(epochs=2, max_steps=None, learning_rate=1e-4, regularise=False)
+    might_be_written = set()
+
+    def train_where_dev_likes(start_looks_best: int) -> None:
+        looks = 0
+
+        def scored(objective, model, split, preprocessing):
+            nonlocal looks
+            looks += 1
+            state = model.state_dict()
+            might_be_written.add(sha256_bytes(b"".join(state[key].numpy().tobytes() for key in sorted(state))))
+            found = score(model, split, preprocessing, range(10))
+            return found.model_copy(update={"top1": 99.0 if looks == start_looks_best else 50.0})
+
+        monkeypatch.setattr(LabelObjective, "score", scored)
+        qat(digits, load_checkpoint(ptq_file), tmp_path / "qat.safetensors", schedule=schedule, ranges=ranges)
+
+    train_where_dev_likes(1)
+    train_where_dev_likes(2)
+    assert len(might_be_written) == networks_compared(schedule, ranges=ranges)

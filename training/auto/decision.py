@@ -126,7 +126,7 @@ class Decision(_Facts):
                 lines += [f"{trial.step} was chosen by divergence from float (nats): {chosen_from}.", ""]
         shares = "; ".join(
             f"{item.step} {100 * item.share:.4g}% of the error"
-            f"{f', for the best of {item.looks} epochs' if item.looks > 1 else ''}, {100 * item.confidence:.5g}%"
+            f"{f', for the best of {item.looks} networks' if item.looks > 1 else ''}, {100 * item.confidence:.5g}%"
             for item in self.declared
         )
         lines += [
@@ -135,7 +135,9 @@ class Decision(_Facts):
             f"ends the search. All together they are proved at {100 * CONFIDENCE:g}%. What each may spend of the error "
             "was declared beforehand: half of what is left for each step, all of it for the last (Wiens' fallback "
             "procedure, in which nothing passes on because the first success ends it). Share and confidence: "
-            f"{shares}. Variants of one step are chosen on the calibration images without their labels, which costs "
+            f"{shares}. Training keeps the best of its epochs by their score on dev, from those starting ranges of two "
+            "that score better on dev; any epoch from either start might be kept, so its share is divided among all of "
+            "them. Variants of one step are chosen on the calibration images without their labels, which costs "
             "nothing of this.",
             "",
         ]

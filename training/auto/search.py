@@ -19,7 +19,7 @@ from training.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
 from training.export import export
 from training.loop import Observer
 from training.predict import predictor
-from training.qat import default_schedule, qat
+from training.qat import default_schedule, networks_compared, qat
 from training.quantization import QuantizationSpec, quantize
 from training.recording import score_split
 from training.resume import resume_path_for
@@ -97,8 +97,8 @@ def decide(
     example = torch.zeros(1, *start.facts.preprocessing.sample_shape)
     quantize(start.model, spec, example=example)  # refuses what cannot be done before the folder is claimed
     claim_folder(folder, settings)
-    # QAT keeps the best epoch by dev score, what it started from included: that many looks at dev each
-    declared = declare_shares({step: schedule.epochs + 1 if step in _TRAINED else 1 for step in _STEPS})
+    compared = networks_compared(schedule)
+    declared = declare_shares({step: compared if step in _TRAINED else 1 for step in _STEPS})
     confidences = {share.step: share.confidence for share in declared}
     search = _Search(dataset, start, folder, spec, schedule, split_seed, observer)
     exact = search.answers(start.path, "dev")

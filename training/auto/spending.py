@@ -20,8 +20,10 @@ Equal shares would let the cheap first step pay for the expensive last ones. The
 step has half of what is left, the last all of it. What the first steps win, the last ones pay for with a wider
 interval; training, which often gains accuracy, has the most room for it.
 
-The step of QAT keeps the best of its epochs by their score on dev, so its share is divided equally among those
-(Bonferroni): any of them might become the candidate.
+The step of QAT keeps the best of its epochs by their score on dev, what it started from included, and it starts from
+the better of two sets of ranges, by their score on dev too. Every epoch follows from the start, so that the epochs from
+either start might become the candidate, though only those from one of them are ever seen. The share is divided equally
+among all of these (Bonferroni).
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class ErrorShare(BaseModel):
     Attributes:
         step: Its name.
         share: Its part of the error, of 1 in all.
-        looks: Among how many networks the step chooses by their score on dev.
+        looks: How many networks might become the step's candidate, depending on their scores on dev.
         confidence: Of the two-sided interval that the proof of each of them uses.
     """
 
@@ -56,7 +58,8 @@ def declare_shares(looks: Mapping[str, int], *, confidence: float = CONFIDENCE) 
     """Divide the error ``1 - confidence`` among steps: half of what is left for each, all of it for the last.
 
     Args:
-        looks: The steps in the order in which they will be tried, and among how many networks each chooses on dev.
+        looks: The steps in the order in which they will be tried, and how many networks might become the candidate of
+            each, depending on what dev says.
         confidence: Of all together.
     """
     declared = []

@@ -11,8 +11,10 @@ from tiny_model import IMAGE_SIZE, tiny_schedule
 from typer.testing import CliRunner
 
 from training.auto import decide
+from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
 from training.cli.main import app
+from training.fit import fit
 from training.predict import predictor
 from training.quantization import QuantizationSpec, quantizers
 from training.recording import score_split
@@ -225,3 +227,55 @@ def test_auto_refuses_what_makes_no_sense(digits, ptq_file, float_file, tmp_path
         decide(digits, load_checkpoint(ptq_file), tmp_path, max_drop=1)
     with pytest.raises(UsageError, match="max-drop 0"):
         decide(digits, load_checkpoint(float_file), tmp_path, max_drop=0)
+
+
+@pytest.fixture(scope="module")
+def same_names_file(digits, tmp_path_factory) -> Path:
+    """A calibrated network with a layer ``residual`` and an addition whose quantizer has that label."""
+    folder = tmp_path_factory.mktemp("same")
+    start = folder / "float.safetensors"
+    schedule = tiny_schedule(epochs=1, max_steps=20)
+    fit(digits, start, schedule=schedule, model="tiny_model:same_names", image_size=IMAGE_SIZE)
+    calibrate(digits, load_checkpoint(start), folder / "ptq.safetensors", method="max")
+    return folder / "ptq.safetensors"
+
+
+def test_a_layer_and_an_activation_of_one_name_are_both_measured(digits, same_names_file, tmp_path) -> None:
+    checkpoint = load_checkpoint(same_names_file)
+    assert "residual" in {quantizer.label for _, quantizer in quantizers(checkpoint.model)}
+    checkpoint.model.get_submodule("residual").weight_quantizer.set_amax(torch.full((8, 1, 1, 1), 100.0))
+    found = measure_sensitivity(checkpoint, digits, tmp_path / "s.json", images=60)
+    keys = [(row.kind, row.name) for row in found.layers]
+    assert len(keys) == len(set(keys)) == len({id(quantizer) for _, quantizer in quantizers(checkpoint.model)}) - 3
+    rows = dict(zip(keys, found.layers, strict=True))
+    # only the layer's own quantizer is broken
+    layer, activation = rows["layer", "residual"], rows["activation", "residual"]
+    assert layer.only_quantized.kl > 10 * activation.only_quantized.kl > 0
+    assert layer.title != activation.title
+
+
+def test_what_a_killed_run_measured_of_one_name_is_not_taken_for_both(digits, same_names_file, tmp_path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done == total:
+            raise Killed
+
+    output, kept = tmp_path / "s.json", tmp_path / "s.layers.jsonl"
+    with pytest.raises(Killed):
+        measure_sensitivity(load_checkpoint(same_names_file), digits, output, images=60, progress=kill)
+    header, *lines = kept.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    activation = {"name": "residual", "kind": "activation"}
+    # a run of the version that mixed them up measured the layer only, and kept its row
+    rows = [row for row in rows if not activation.items() <= row.items()]
+    assert len(rows) == len(lines) - 1
+    for row in rows:
+        if row["name"] == "residual":
+            row["only_quantized"]["kl"] = 1234.5
+    kept.write_text("\n".join([header, *map(json.dumps, rows), ""]))
+    found = measure_sensitivity(load_checkpoint(same_names_file), digits, output, images=60)
+    kinds = {row.kind: row.only_quantized.kl for row in found.layers if row.name == "residual"}
+    assert kinds["layer"] == 1234.5
+    assert 0 < kinds["activation"] < 100

@@ -25,6 +25,23 @@ class Tiny(nn.Module):
         return self.head(self.dropout(torch.flatten(nn.functional.adaptive_avg_pool2d(features, 4), 1)))
 
 
+class SameNames(nn.Module):
+    """Its layer ``residual`` is called as the quantizer of its addition is labelled."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem, self.residual = nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.stem(images))
+        return self.head(torch.relu(self.residual(torch.tanh(features)) + features).mean((2, 3)))
+
+
+def same_names(num_classes: int) -> nn.Module:
+    return SameNames(num_classes)
+
+
 def tiny(num_classes: int) -> nn.Module:
     return Tiny(num_classes)
 

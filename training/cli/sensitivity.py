@@ -75,7 +75,7 @@ def sensitivity(
             ratio = "inf" if alone.sqnr_db is None else f"{alone.sqnr_db:.1f}"
             lines.append(
                 f"{'':24} {alone.kl:9.2e} {ratio:>8} {alone.difference.difference.value:+7.2f}   "
-                f"{left_out.difference.difference.value:+22.2f}  {row.name}"
+                f"{left_out.difference.difference.value:+22.2f}  {row.title}"
             )
         display.finish()
         facts = {"output": str(output), "checkpoint": str(network.path), **found.model_dump(mode="json")}

@@ -31,7 +31,7 @@ def draw_chart(found: Sensitivity, path: Path) -> None:
     divergence, accuracy = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = list(range(len(rows)))
     divergence.barh(places, [row.only_quantized.kl for row in rows], height=0.7, color=_ONE)
-    divergence.set_yticks(places, [_short(row.name) for row in rows], fontsize=7)
+    divergence.set_yticks(places, [_short(row.title) for row in rows], fontsize=7)
     divergence.set_ylim(len(rows) - 0.4, -0.6)  # worst at the top
     divergence.set_xlabel("KL divergence from float, only this quantized (nats)", fontsize=8)
     for shift, colour, label, changes in (

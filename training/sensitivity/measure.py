@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 _BATCH = 128
 Split = Literal["calibration", "dev"]
+Kind = Literal["layer", "activation"]
+_Key = tuple[Kind, str]
 
 
 class _Facts(BaseModel):
@@ -67,9 +69,14 @@ class LayerSensitivity(_Facts):
     """
 
     name: str
-    kind: Literal["layer", "activation"]
+    kind: Kind
     only_quantized: Effect
     only_float: Effect
+
+    @property
+    def title(self) -> str:
+        """The name as a person reads it; a layer and the activation beside it may have the same one."""
+        return self.name if self.kind == "layer" else f"{self.name} (activation)"
 
 
 class Sensitivity(_Facts):
@@ -128,7 +135,7 @@ def measure_sensitivity(
     quantized = network.answers(on=network.everything)
     units = network.units
     for index, unit in enumerate(units):
-        if unit.name not in done:
+        if unit.key not in done:
             others = [quantizer for quantizer in network.everything if quantizer not in unit.quantizers]
             row = LayerSensitivity(
                 name=unit.name,
@@ -138,7 +145,7 @@ def measure_sensitivity(
             )
             with open(kept, "a", encoding="utf-8") as stream:
                 stream.write(row.model_dump_json() + "\n")
-            done[unit.name] = row
+            done[unit.key] = row
         if progress:
             progress(index + 1, len(units))
     found = Sensitivity(
@@ -147,7 +154,7 @@ def measure_sensitivity(
         images=len(network.ids),
         float_top1=exact.top1,
         quantized=_effect(quantized, against=exact, exact=exact),
-        layers=tuple(sorted((done[unit.name] for unit in units), key=lambda row: -row.only_quantized.kl)),
+        layers=tuple(sorted((done[unit.key] for unit in units), key=lambda row: -row.only_quantized.kl)),
     )
     atomic_write(output, found.model_dump_json(indent=2) + "\n")
     kept.unlink()
@@ -157,8 +164,13 @@ def measure_sensitivity(
 @dataclass(frozen=True)
 class _Unit:
     name: str
-    kind: Literal["layer", "activation"]
+    kind: Kind
     quantizers: tuple[Quantizer, ...]
+
+    @property
+    def key(self) -> _Key:
+        """What no other unit has: a layer may be called as the addition beside it is labelled."""
+        return self.kind, self.name
 
 
 class _Switched:
@@ -228,7 +240,7 @@ def _effect(outputs: StageOutputs, *, against: StageOutputs, exact: StageOutputs
     )
 
 
-def _finished(kept: Path, header: str) -> dict[str, LayerSensitivity]:
+def _finished(kept: Path, header: str) -> dict[_Key, LayerSensitivity]:
     """Read what a killed run with the same settings had finished; the line that it was writing is left out."""
     if not kept.is_file():
         return {}
@@ -236,13 +248,13 @@ def _finished(kept: Path, header: str) -> dict[str, LayerSensitivity]:
     if lines[0] != header:
         _log.warning("%s belongs to a run on another checkpoint or other images; it is measured anew", kept)
         return {}
-    rows: dict[str, LayerSensitivity] = {}
+    rows: dict[_Key, LayerSensitivity] = {}
     for line in lines[1:-1]:
         try:
             row = LayerSensitivity.model_validate_json(line)
         except ValidationError:
             break
-        rows[row.name] = row
+        rows[row.kind, row.name] = row
     # without the torn end, so that what is appended begins a line
     atomic_write(kept, "\n".join([header, *(row.model_dump_json() for row in rows.values())]) + "\n")
     return rows

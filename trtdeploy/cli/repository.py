@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trtdeploy.triton.config import DeviceMemory, PackageOptions
     from trtdeploy.triton.deployed import Comparison
 
+_TOP_K = 5
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 PlanFile = Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")]
 Name = Annotated[str, typer.Option("--name", help="Model name in Triton.")]
@@ -66,7 +67,9 @@ def package(
         bool,
         typer.Option("--ensemble", help="Also NAME_pipeline: JPEG or PNG bytes in, labels and probabilities out."),
     ] = False,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels NAME_pipeline answers with.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="How many labels NAME_pipeline answers with (default: 5).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a plan to a Triton model repository, as a new version that appears as a whole."""
@@ -78,9 +81,12 @@ def package(
         from trtdeploy.triton.pipeline.comparison import compare_pipeline
         from trtdeploy.triton.repository import package as run
 
+        if top_k is not None and not ensemble:
+            raise UsageError(f"--top-k {top_k} is for NAME_pipeline.", hint="Add --ensemble, or leave it out.")
+        count = top_k if top_k is not None else _TOP_K
         options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)
         if check and ensemble:
-            whole = compare_pipeline(plan, repository, name, options, top_k=top_k)
+            whole = compare_pipeline(plan, repository, name, options, top_k=count)
             _show_comparison(whole.model, as_json, whole.parts)
             return
         if check:
@@ -88,7 +94,7 @@ def package(
             return
         pipeline = None
         if ensemble:
-            made = package_pipeline(plan, repository, name, version=version, options=options, top_k=top_k)
+            made = package_pipeline(plan, repository, name, version=version, options=options, top_k=count)
             packaged, pipeline = made.model, made.pipeline
         else:
             packaged = run(plan, repository, name, version=version, options=options)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtdeploy.cli.console import door, print_json
+from trtdeploy.cli.local_folder import local_folder
 from trtdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ _TOP_K = 5
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 PlanFile = Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")]
 Name = Annotated[str, typer.Option("--name", help="Model name in Triton.")]
-NewRepository = Annotated[Path, typer.Option("--repository", help="The model repository; made if it is not there.")]
+NewRepository = Annotated[
+    Path, typer.Option("--repository", callback=local_folder, help="The model repository; made if it is not there.")
+]
 NewVersion = Annotated[int | None, typer.Option("--version", help="Version (default: the next free one).")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", dir_okay=False, help="YAML with serving options; the flags go before it.")
@@ -72,7 +75,10 @@ def package(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a plan to a Triton model repository, as a new version that appears as a whole."""
+    """Add a plan to a Triton model repository, as a new version that appears as a whole.
+
+    A model that was published before goes on as it is: the new version is served once it is promoted.
+    """
     with door():
         from trtdeploy.plan import read_manifest
         from trtdeploy.triton.config import predicted_memory
@@ -80,6 +86,7 @@ def package(
         from trtdeploy.triton.pipeline import package_pipeline
         from trtdeploy.triton.pipeline.comparison import compare_pipeline
         from trtdeploy.triton.repository import package as run
+        from trtdeploy.triton.versions import active_version
 
         if top_k is not None and not ensemble:
             raise UsageError(f"--top-k {top_k} is for NAME_pipeline.", hint="Add --ensemble, or leave it out.")
@@ -99,13 +106,16 @@ def package(
         else:
             packaged = run(plan, repository, name, version=version, options=options)
         memory = predicted_memory(read_manifest(plan), options)
-        facts = {"name": packaged.name, "version": packaged.version, "folder": str(packaged.folder)}
+        active = active_version(packaged.folder)
+        facts: dict[str, Any] = {"name": packaged.name, "version": packaged.version, "folder": str(packaged.folder)}
+        facts["active"] = active
         if pipeline is not None:
             facts["pipeline"] = pipeline
         if as_json:
             print_json({**facts, "predicted_memory": _memory_facts(memory)})
         else:
-            typer.echo(f"{packaged.folder}: version {packaged.version}")
+            where = f"{packaged.folder}: version {packaged.version}"
+            typer.echo(where if active == packaged.version else f"{where}, active is {active}")
             if pipeline is not None:
                 typer.echo(f"{pipeline} takes image files and answers with labels")
             typer.echo(_memory_text(memory))

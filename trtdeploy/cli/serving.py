@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from trtdeploy.cli.console import door, finite_seconds, interrupt, print_json
+from trtdeploy.cli.local_folder import local_folder
 
 
 class LogLevel(str, Enum):
@@ -32,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     context: typer.Context,
-    repository: Annotated[Path, typer.Argument(help="A model repository.")],
+    repository: Annotated[Path, typer.Argument(callback=local_folder, help="A model repository.")],
     tritonserver: Annotated[
         Path | None,
         typer.Option("--tritonserver", help="The server (default: PATH, the container's place, nvidia-pytriton's)."),

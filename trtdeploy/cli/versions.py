@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trtdeploy.cli.connection import ConnectionFlags
-from trtdeploy.cli.console import door, finite_seconds, print_json
+from trtdeploy.cli.console import door, finite_seconds, interrupt, print_json
+from trtdeploy.cli.local_folder import local_folder
 from trtdeploy.cli.option_groups import with_option_groups
 from trtdeploy.errors import GateError, UsageError
 
@@ -93,6 +95,8 @@ def _change(
             hint="Promote without --url, then let the server load the model.",
         )
     options = connection.options_for(url)
+    if url is not None:
+        signal.signal(signal.SIGTERM, interrupt)  # what the server was told of has to be taken back
     with checked_out(repository, name) as root:
         if url is not None:
             done = promote_live(
@@ -169,7 +173,7 @@ def prune(
     keep: Annotated[int, typer.Option("--keep", min=0, help="How many of the newest versions stay.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old versions; the one that is served, and the one to roll back to, stay."""
+    """Remove old versions; those that are served, and the one to roll back to, stay."""
     with door():
         from trtdeploy.triton.remote import checked_out
         from trtdeploy.triton.versions import prune as run
@@ -183,7 +187,7 @@ def prune(
 
 
 def check(
-    repository: Annotated[Path, typer.Argument(help="A model repository.")],
+    repository: Annotated[Path, typer.Argument(callback=local_folder, help="A model repository.")],
     gpus: Annotated[
         int | None, typer.Option("--gpus", min=0, help="GPUs of the server (default: those of this machine).")
     ] = None,

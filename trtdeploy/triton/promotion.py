@@ -23,12 +23,13 @@ from trtdeploy.errors import GateError, RepositoryError, ServerError, TrtDeployE
 from trtdeploy.triton.client import ConnectionOptions, connect
 from trtdeploy.triton.control import ModelControl
 from trtdeploy.triton.history import Step, read_history, write_history
-from trtdeploy.triton.repository import versions
+from trtdeploy.triton.repository import parse_config, read_config
 from trtdeploy.triton.sample import SAMPLE_FILE, difference, read_sample
 from trtdeploy.triton.versions import (
     Promotion,
     activate,
     active_version,
+    chosen_version,
     config_of,
     editing,
     previous_version,
@@ -68,25 +69,24 @@ def promote_live(
         ServerError: The server cannot load it, or does not answer. The old version is active and serves, or the message
             says that the server has not confirmed that.
         GateError: It answers the known sample otherwise than the plan did. The old version is active and serves.
-        RepositoryError: As for ``promote``.
+        RepositoryError: As for ``promote``; or it is an ensemble.
     """
     control = ModelControl(url, timeout_s=timeout_s, options=options)
     with editing(repository, name) as folder:
         if step == "rollback" and version is None:
             version = previous_version(folder)
-        number = version if version is not None else max(versions(folder))
-        if number not in versions(folder):
-            raise RepositoryError(f"{folder} has no version {number}; it has {versions(folder)}.")
+        number = chosen_version(folder, version)
+        _refuse_ensemble(folder)
         before = active_version(folder)
         with _candidate(control, folder, number) as candidate:
             answered = _test(url, folder, number, candidate, timeout_s, options)
-        done = activate(folder, number, step=step, force=force)
         try:
+            done = activate(folder, number, step=step, force=force)
             control.load(name)
             control.wait_until_ready(name, number)
             answered += _test(url, folder, number, name, timeout_s, options)
         except BaseException as error:
-            if before is not None and before != number:
+            if before is not None and before != number and active_version(folder) == number:
                 _go_back(control, folder, before, error)
             raise
         if answered:
@@ -98,6 +98,18 @@ def promote_live(
 def candidates(loaded: Iterable[str]) -> list[tuple[str, str]]:
     """Return which of the models that a server has loaded are candidates: the model it is one of, and its own name."""
     return [(name.removesuffix(_CANDIDATE), name) for name in loaded if name.endswith(_CANDIDATE)]
+
+
+def _refuse_ensemble(folder: Path) -> None:
+    config = read_config(folder)
+    if config.platform == "ensemble":
+        steps = sorted({step.model_name for step in config.ensemble_scheduling.step})
+        raise RepositoryError(
+            f"{folder.name} is an ensemble: it has no plan that a server could try beside the old one. It runs the "
+            f"newest versions that are served of {', '.join(steps)}.",
+            hint="Promote the one of these that has a new version. Another version of the ensemble itself: promote "
+            "it without --url, then let the server load it.",
+        )
 
 
 def _go_back(control: ModelControl, folder: Path, before: int, error: BaseException) -> None:
@@ -124,15 +136,13 @@ def _go_back(control: ModelControl, folder: Path, before: int, error: BaseExcept
 @contextmanager
 def _candidate(control: ModelControl, folder: Path, number: int) -> Iterator[str]:
     """Load a version under a name of its own, from files that are sent, and take it out again."""
-    from google.protobuf import json_format, text_format
+    from google.protobuf import json_format
 
-    from trtdeploy.triton.config import schema
-
+    config = parse_config(config_of(folder, number))
     # always the same name: what a killed promotion has left, or is still loading, is replaced and then taken out
     name = folder.name + _CANDIDATE
     if name in control.loaded():
         logger.warning("%s was left on the server by a promotion that was killed; it is taken out.", name)
-    config = text_format.Parse(config_of(folder, number), schema().ModelConfig())
     config.name = name
     config.ClearField("model_warmup")  # its files lie in the model's folder, and are not sent
     for tensor in config.output:

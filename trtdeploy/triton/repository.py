@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtdeploy.errors import RepositoryError
-from trtdeploy.files import atomic_write, locked, sha256_bytes, sync_folder
+from trtdeploy.errors import RepositoryError, UsageError
+from trtdeploy.files import atomic_write, locked, sync_folder
 from trtdeploy.plan import Manifest, manifest_path, read_plan
 from trtdeploy.triton.config import LABELS_FILE, PackageOptions, config_text, make_config, schema
 from trtdeploy.triton.config.warmup import WARMUP_FOLDER, write_warmup
 from trtdeploy.triton.facts import label_difference, preprocessing_difference
-from trtdeploy.triton.history import HISTORY_FILE, History, read_history, write_history
+from trtdeploy.triton.history import HISTORY_FILE
 
 CONFIG_FILE = "config.pbtxt"
 # The names that model.py and Triton's TensorRT backend look for.
@@ -62,6 +62,9 @@ def package(
 ) -> PackagedModel:
     """Add a plan to a model repository: its config, labels and a new version folder, which appears as a whole.
 
+    To a model that was published before, it is added as ``publish`` does: with a config of its own, not served before
+    it is promoted.
+
     Args:
         plan: A plan with its manifest.
         repository: The model repository; made if it is not there.
@@ -73,44 +76,64 @@ def package(
     Raises:
         PlanCorruptError: The plan does not match its manifest.
         RepositoryError: The name or version is impossible or taken, the model that is there has other inputs or
-            outputs, an ensemble that runs it would no longer fit, or the repository cannot be written. Nothing has
-            changed.
+            outputs, it leads out of the repository, an ensemble that runs it would no longer fit, or the repository
+            cannot be written. Nothing has changed.
         ModelError: The plan cannot be served with these options.
+        UsageError: A version policy was given for a published model.
     """
     from trtdeploy.triton.pipeline.fit import check_fit
+    from trtdeploy.triton.versions import add_version
 
-    root = Path(repository)
+    root, options = Path(repository), options or PackageOptions()
     check_name(name, version)
     content, manifest = read_plan(plan)
-    config = make_config(manifest, name, options or PackageOptions())
+    config = make_config(manifest, name, options)
     folder = root / name
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(folder, error=RepositoryError):
-            fit_deployed(folder, config)
-            number = version if version is not None else max(versions(folder), default=0) + 1
-            check_fit(root, name, config, None, replacing=replacing)
-            if (folder / str(number)).exists():
-                raise RepositoryError(
-                    f"{folder} already has a version {number}.",
-                    hint=f"Leave --version out to add version {max(versions(folder), default=0) + 1}.",
-                )
+            inside(root, folder)
+            whole = PlanFile(content, manifest)
             if (folder / HISTORY_FILE).exists():
-                write_history(folder, _with_package(folder, number, manifest, config_text(config)))
-            publish_folder(PlanFile(content, manifest), folder, number, config, options or PackageOptions())
+                refuse_policy(options, name)
+                number = add_version(whole, folder, version, config, options, step="package", replacing=replacing)
+            else:
+                fit_deployed(folder, config)
+                number = free_version(folder, version)
+                check_fit(root, name, config, None, replacing=replacing)
+                publish_folder(whole, folder, number, config, options)
     except OSError as error:
         raise RepositoryError(f"The model repository {root} cannot be written: {error}.") from error
     return PackagedModel(name, number, folder)
 
 
-def _with_package(folder: Path, number: int, manifest: Manifest, text: str) -> History:
-    """Return the history of a model with the version and the config that are about to be written."""
-    history = read_history(folder)
-    # the digest of what is there stays: a kill before the config is replaced raises no false alarm
-    current = sha256_bytes((folder / CONFIG_FILE).read_bytes())
-    digests = {sha256_bytes(text.encode()), *({current} & set(history.config_sha256))}
-    history = history.model_copy(update={"config_sha256": tuple(sorted(digests))})
-    return history.with_version(number, manifest).with_event("package", number, None)
+def free_version(folder: Path, version: int | None) -> int:
+    """Return the number of a version that shall be added: the next one if ``version`` is None.
+
+    Raises:
+        RepositoryError: It is taken, or there is no higher one.
+    """
+    following = max(versions(folder), default=0) + 1
+    number = version if version is not None else following
+    check_name(folder.name, number)
+    if (folder / str(number)).exists():
+        raise RepositoryError(
+            f"{folder} already has a version {number}.", hint=f"Leave --version out to add version {following}."
+        )
+    return number
+
+
+def refuse_policy(options: PackageOptions, name: str) -> None:
+    """Refuse a version policy for a model that is published.
+
+    Raises:
+        UsageError: There is one in the options.
+    """
+    if options.version_policy is not None:
+        raise UsageError(
+            f"version_policy was given for {name}, which is published: promote and rollback say what is served of it.",
+            hint="Leave version_policy out.",
+        )
 
 
 def check_name(name: str, version: int | None) -> None:
@@ -136,6 +159,15 @@ def versions(folder: Path) -> list[int]:
     return sorted(
         int(entry.name) for entry in folder.iterdir() if entry.is_dir() and re.fullmatch(r"[1-9]\d*", entry.name)
     )
+
+
+def inside(root: Path, folder: Path) -> None:
+    """Refuse a model, or a version of it, that is a link to somewhere else."""
+    for path in (folder, *(folder / str(number) for number in versions(folder))):
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise RepositoryError(
+                f"{path} leads out of the repository, to {path.resolve()}.", hint="Copy the files in place of the link."
+            )
 
 
 def read_config(folder: Path) -> Any:
@@ -197,7 +229,7 @@ def model_names(repository: Path) -> list[str]:
 def fit_deployed(folder: Path, config: Any) -> None:
     """Refuse a version that needs another config than the deployed ones, for all versions share one.
 
-    What says which versions are served is the operator's: ``config`` takes it over.
+    What says which versions are served is the operator's: ``config`` takes it over unless it says so itself.
     """
     if not (folder / CONFIG_FILE).exists():
         if folder.exists() and any(folder.iterdir()):
@@ -226,7 +258,7 @@ def fit_deployed(folder: Path, config: Any) -> None:
                 f"The {what} of this plan differ from those of {folder}: {difference}.",
                 hint="All versions of a model share one config, and clients go by it: package it under another name.",
             )
-    if deployed.HasField("version_policy"):
+    if deployed.HasField("version_policy") and not config.HasField("version_policy"):
         config.version_policy.CopyFrom(deployed.version_policy)
 
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trtdeploy.errors import ModelError, PlanIncompatibleError, RepositoryError, RuntimeUnavailableError
+from trtdeploy.errors import PlanIncompatibleError, RepositoryError, RuntimeUnavailableError
 from trtdeploy.files import atomic_write, locked, sha256_bytes, sync_folder
-from trtdeploy.plan import Manifest, read_plan
+from trtdeploy.plan import read_plan
 from trtdeploy.tensors import Array
 from trtdeploy.triton.config import PackageOptions, check_config, config_text, make_config
-from trtdeploy.triton.history import History, Step, VersionFacts, read_history, write_history
+from trtdeploy.triton.history import Step, VersionFacts, read_history, write_history
+from trtdeploy.triton.other_gpus import plans_by_capability
 from trtdeploy.triton.pipeline.fit import check_fit
 from trtdeploy.triton.repository import (
     CONFIG_FILE,
@@ -29,9 +30,13 @@ from trtdeploy.triton.repository import (
     PlanFile,
     check_name,
     fit_deployed,
+    free_version,
+    inside,
     parse_config,
     publish_folder,
     read_config,
+    read_text,
+    refuse_policy,
     versions,
 )
 from trtdeploy.triton.sample import SAMPLE_FILE, default_sample, record_sample
@@ -90,14 +95,15 @@ def publish(
         PlanCorruptError: The plan does not match its manifest.
         ModelError: The plan cannot be served with these options.
         RepositoryError: The name or version is impossible or taken, the model that is there is another, an ensemble
-            that runs it would no longer fit, somebody edited it meanwhile, or the repository cannot be written. Nothing
-            has changed.
+            that runs it would no longer fit, or the repository cannot be written. Nothing has changed.
+        UsageError: The options have a version policy.
     """
     root, options = Path(repository), options or PackageOptions()
     check_name(name, version)
+    refuse_policy(options, name)
     content, manifest = read_plan(plan)
     config = make_config(manifest, name, options)
-    extra: dict[str, bytes] = _plans_by_capability(config, manifest, other_gpus)
+    extra: dict[str, bytes] = plans_by_capability(config, manifest, other_gpus)
     try:
         extra[SAMPLE_FILE] = record_sample(Path(plan), sample or default_sample(manifest))
     except (PlanIncompatibleError, RuntimeUnavailableError) as error:
@@ -107,28 +113,57 @@ def publish(
         root.mkdir(parents=True, exist_ok=True)
         with locked(folder, error=RepositoryError):
             inside(root, folder)
-            fit_deployed(folder, config)
-            number = version if version is not None else max(versions(folder), default=0) + 1
-            active = active_version(folder)
-            check_fit(root, name, config, number if active is None else None)
-            _pin(config, number)
-            extra[CONFIG_FILE] = config_text(config).encode()
-            if active is not None:
-                _keep_active(folder)
-            publish_folder(
-                PlanFile(content, manifest),
-                folder,
-                number,
-                config,
-                options,
-                beside=extra,
-                keep_config=active is not None,
-            )
-            history = read_history(folder).with_version(number, manifest).with_event("publish", number, active)
-            write_history(folder, _with_digest(history, folder))
+            whole = PlanFile(content, manifest)
+            number = add_version(whole, folder, version, config, options, step="publish", beside=extra)
     except OSError as error:
         raise RepositoryError(f"The model repository {root} cannot be written: {error}.") from error
     return PackagedModel(name, number, folder)
+
+
+def add_version(
+    plan: PlanFile,
+    folder: Path,
+    version: int | None,
+    config: Any,
+    options: PackageOptions,
+    *,
+    step: Step,
+    beside: Mapping[str, bytes] | None = None,
+    replacing: Collection[str] = (),
+) -> int:
+    """Add a version that is not served before it is promoted, unless it is the first one; the caller holds the lock.
+
+    Args:
+        plan: The plan.
+        folder: The model's folder.
+        version: Version number; the next free one if None.
+        config: What it shall be served with.
+        options: Where that comes from.
+        step: What the history calls it.
+        beside: Further files of the version, by name.
+        replacing: Ensembles that are replaced afterwards, and so need not fit.
+
+    Returns:
+        The version.
+
+    Raises:
+        RepositoryError: See ``publish``.
+    """
+    fit_deployed(folder, config)
+    number, active = free_version(folder, version), active_version(folder)
+    check_fit(folder.parent, folder.name, config, number if active is None else None, replacing=replacing)
+    _pin(config, number)
+    history = read_history(folder).with_version(number, plan.manifest).with_event(step, number, active)
+    if active is not None:
+        _keep_configs(folder)
+        _keep_active(folder)
+    files = {**(beside or {}), CONFIG_FILE: config_text(config).encode()}
+    publish_folder(plan, folder, number, config, options, beside=files, keep_config=active is not None)
+    digest = sha256_bytes((folder / CONFIG_FILE).read_bytes())
+    # a config that was edited by hand stays so: adding a version does not change that
+    ours = active is None or digest in history.config_sha256 or not history.config_sha256 or len(history.events) == 1
+    write_history(folder, history.model_copy(update={"config_sha256": (digest,)}) if ours else history)
+    return number
 
 
 def promote(
@@ -154,11 +189,7 @@ def promote(
 
 def activate(folder: Path, version: int | None, *, step: Step, force: bool = False) -> Promotion:
     """Make a version active; the caller holds the lock. See ``promote``."""
-    there = versions(folder)
-    number = version if version is not None else max(there)
-    if number not in there:
-        raise RepositoryError(f"{folder} has no version {number}; it has {there}.")
-    before = active_version(folder)
+    number, before = chosen_version(folder, version), active_version(folder)
     text = config_of(folder, number)
     errors = [finding for finding in check_config(text, folder, gpus=None) if finding.severity == "error"]
     check_plan(folder / str(number))
@@ -179,6 +210,7 @@ def activate(folder: Path, version: int | None, *, step: Step, force: bool = Fal
     # both digests: a kill before the next line leaves the old config, and no false alarm
     digests = (sha256_bytes(current), sha256_bytes(text.encode()))
     write_history(folder, history.model_copy(update={"config_sha256": digests}))
+    _keep_configs(folder)
     atomic_write(folder / CONFIG_FILE, text)
     return Promotion(folder.name, number, before)
 
@@ -191,6 +223,24 @@ def rollback(repository: str | Path, name: str, version: int | None = None, *, f
     """
     with editing(repository, name) as folder:
         return activate(folder, version or previous_version(folder), step="rollback", force=force)
+
+
+def chosen_version(folder: Path, version: int | None) -> int:
+    """Return the version that is there by this number; the newest one if it is None.
+
+    Raises:
+        RepositoryError: There is none.
+    """
+    there = versions(folder)
+    if not there:
+        raise RepositoryError(
+            f"{folder} has no version: no folder in it is called by a number.",
+            hint=f"Add one: trtdeploy publish PLAN --name {folder.name} --repository {folder.parent}",
+        )
+    number = version if version is not None else there[-1]
+    if number not in there:
+        raise RepositoryError(f"{folder} has no version {number}; it has {there}.")
+    return number
 
 
 def previous_version(folder: Path) -> int:
@@ -221,7 +271,7 @@ def list_versions(repository: str | Path, name: str) -> list[ListedVersion]:
 
 
 def prune(repository: str | Path, name: str, *, keep: int) -> list[int]:
-    """Remove old versions: all but the newest ``keep``, the active one, and the one to roll back to.
+    """Remove old versions: all but the newest ``keep``, those that are served, and the one to roll back to.
 
     A version is renamed away before its files are deleted, so that none is ever seen half.
 
@@ -231,17 +281,16 @@ def prune(repository: str | Path, name: str, *, keep: int) -> list[int]:
     with editing(repository, name) as folder:
         there, active = versions(folder), active_version(folder)
         before = read_history(folder).before(active) if active is not None else None
-        kept = {active, before, *(there[-keep:] if keep > 0 else ())}
+        kept = {before, *served_versions(folder), *(there[-keep:] if keep > 0 else ())}
         gone = [number for number in there if number not in kept]
+        _clear_graves(folder)  # of one who was killed: the number may have been given anew
         for number in gone:
-            grave = folder / f".pruned-{number}"
-            (folder / str(number)).rename(grave)
+            (folder / str(number)).rename(folder / f".pruned-{number}")
             sync_folder(folder)
-        for grave in folder.glob(".pruned-*"):
-            shutil.rmtree(grave)
+        _clear_graves(folder)
         if gone:
             history = read_history(folder)
-            left = {key: facts for key, facts in history.versions.items() if int(key) not in gone}
+            left = {key: facts for key, facts in history.versions.items() if key not in set(map(str, gone))}
             history = history.model_copy(update={"versions": left})
             for number in gone:
                 history = history.with_event("prune", number, active)
@@ -277,15 +326,6 @@ def model_folder(repository: str | Path, name: str) -> Path:
     return folder
 
 
-def inside(root: Path, folder: Path) -> None:
-    """Refuse a model, or a version of it, that is a link to somewhere else."""
-    for path in (folder, *(folder / str(number) for number in versions(folder))):
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise RepositoryError(
-                f"{path} leads out of the repository, to {path.resolve()}.", hint="Copy the files in place of the link."
-            )
-
-
 def active_version(folder: Path) -> int | None:
     """Return the version that answers requests without one: the newest that the config serves."""
     return max(served_versions(folder), default=None)
@@ -304,10 +344,16 @@ def served_versions(folder: Path) -> list[int]:
 
 
 def config_of(folder: Path, version: int) -> str:
-    """Return the config that serves one version alone."""
+    """Return the config that serves one version alone.
+
+    Raises:
+        RepositoryError: It cannot be read, or Triton's schema refuses it.
+    """
     own = folder / str(version) / CONFIG_FILE
     if own.is_file():
-        return own.read_text()
+        text = read_text(own)
+        parse_config(text, str(own))
+        return text
     config = read_config(folder)  # packaged: it has none of its own
     _pin(config, version)
     return config_text(config)
@@ -319,33 +365,15 @@ def check_plan(version: Path) -> None:
         read_plan(manifest.with_suffix(""))
 
 
-def _plans_by_capability(config: Any, manifest: Manifest, others: Sequence[str | Path]) -> dict[str, bytes]:
-    """Enter plans for other GPUs into the config, and return their files.
+def _keep_configs(folder: Path) -> None:
+    """Give each version that has no config of its own the present one, before another one takes its place.
 
-    Triton takes the file that ``cc_model_filenames`` has for a GPU's compute capability, else the default one.
+    Such versions were packaged or copied, and are served with the model's config: so they are after a rollback, too.
     """
-    files: dict[str, bytes] = {}
-    taken = {manifest.device.capability}
-    for path in others:
-        content, other = read_plan(path)
-        if other.runtime.name != "tensorrt" or manifest.runtime != other.runtime:
-            raise ModelError(
-                f"{path} is a plan of {other.runtime.name} {other.runtime.version}; plans for several "
-                f"GPUs are TensorRT's, of one version: {manifest.runtime.name} {manifest.runtime.version}."
-            )
-        if (other.inputs, other.outputs, other.onnx.sha256) != (
-            manifest.inputs,
-            manifest.outputs,
-            manifest.onnx.sha256,
-        ):
-            raise ModelError(f"{path} was built from another model.", hint="Build all plans from one ONNX file.")
-        if other.device.capability in taken:
-            raise ModelError(f"There are two plans for compute capability {other.device.capability}.")
-        taken.add(other.device.capability)
-        name = f"sm{other.device.capability}.plan"
-        config.cc_model_filenames[other.device.capability] = name
-        files |= {name: content, f"{name}.json": other.to_json().encode()}
-    return files
+    for number in versions(folder):
+        own = folder / str(number) / CONFIG_FILE
+        if not own.exists():
+            atomic_write(own, config_of(folder, number))
 
 
 def _keep_active(folder: Path) -> None:
@@ -362,8 +390,6 @@ def _pin(config: Any, *served: int) -> None:
     config.version_policy.specific.versions.extend(served)
 
 
-def _with_digest(history: History, folder: Path) -> History:
-    digest = sha256_bytes((folder / CONFIG_FILE).read_bytes())
-    if history.config_sha256 and digest not in history.config_sha256 and len(history.events) > 1:
-        return history  # edited by hand: publishing does not change that
-    return history.model_copy(update={"config_sha256": (digest,)})
+def _clear_graves(folder: Path) -> None:
+    for grave in folder.glob(".pruned-*"):
+        shutil.rmtree(grave)

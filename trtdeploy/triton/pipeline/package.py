@@ -14,8 +14,9 @@ from trtdeploy.files import atomic_write, locked, sync_folder
 from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest, read_manifest
 from trtdeploy.triton.config import PackageOptions, config_text, make_config, schema
+from trtdeploy.triton.history import HISTORY_FILE
 from trtdeploy.triton.pipeline.ensemble import Ensemble
-from trtdeploy.triton.repository import CONFIG_FILE, PackagedModel, package, read_config
+from trtdeploy.triton.repository import CONFIG_FILE, PackagedModel, inside, package, read_config
 
 DEFAULT_TOP_K = 5
 IMAGE = "image"
@@ -49,7 +50,8 @@ def package_pipeline(
     """Package a classifier's plan, and the models that lead from an image file to labels.
 
     Every edge is checked before anything is written. The ensemble always runs the newest version of each model that
-    the server has loaded. A pipeline that is there already is kept if it is the same, else replaced.
+    the server has loaded. A pipeline that is there already is kept if it is the same, else replaced. Where the model is
+    published, its new version is not served before it is promoted: the pipeline has to fit the one that is served, too.
 
     Args:
         plan: A plan whose manifest has a preprocessing specification.
@@ -61,13 +63,16 @@ def package_pipeline(
 
     Raises:
         ModelError: The plan is no classifier of images, or two models do not fit together; the edge is named.
+        RepositoryError: A published model takes smaller batches than the pipeline would send; or as for ``package``.
         TrtDeployError: What ``package`` raises.
     """
     manifest = read_manifest(plan)
     configs = make_pipeline(manifest, name, make_config(manifest, name, options or PackageOptions()), top_k)
     root = Path(repository)
     for config in configs:
+        inside(root, root / config.name)
         _check_replaceable(root / config.name, config)
+    _check_served(root / name, configs[-1])
     packaged = package(
         plan, root, name, version=version, options=options, replacing=[config.name for config in configs]
     )
@@ -144,6 +149,24 @@ def _check_replaceable(folder: Path, config: Any) -> None:
     ] != [tensor.name for tensor in config.input]:
         raise RepositoryError(
             f"{folder} is there already and is no part of a pipeline.", hint="Package the plan under another name."
+        )
+
+
+def _check_served(folder: Path, ensemble: Any) -> None:
+    """Refuse an ensemble that a published model does not fit as it is served; ``package`` leaves it served so.
+
+    Its inputs, outputs, labels and preprocessing are those of the new plan, or ``package`` refuses that.
+    """
+    from trtdeploy.triton.versions import active_version
+
+    if not (folder / HISTORY_FILE).exists() or active_version(folder) is None:
+        return
+    served = read_config(folder).max_batch_size
+    if served < ensemble.max_batch_size:
+        raise RepositoryError(
+            f"{folder.name} is published, and served with batches of up to {served}; {ensemble.name} would send "
+            f"{ensemble.max_batch_size}.",
+            hint=f"Give --max-batch-size {served}; or publish and promote the plan first, then package the pipeline.",
         )
 
 

@@ -18,6 +18,7 @@ from trtdeploy.errors import ModelError, UsageError
 from trtdeploy.files import atomic_write, keep_inputs
 from trtdeploy.onnxgraph.lint import Finding, lint
 from trtdeploy.onnxgraph.lint.fix import Repair, fix
+from trtdeploy.onnxgraph.qdq import opset_version
 from trtdeploy.onnxgraph.source import load_source
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import TensorSpec, random_inputs
@@ -88,7 +89,8 @@ def repair_file(path: str | Path, output: str | Path, *, ignore: Collection[str]
         seed: Of the random inputs on which the answers are compared.
 
     Raises:
-        ModelError: The file is no ONNX model, or what is left wrong breaks ONNX's rules.
+        ModelError: The file is no ONNX model, or the result breaks ONNX's rules, or ONNX Runtime takes the model but
+            not the result. Then nothing is written.
         UsageError: The model is too large for one file, there is no such rule, or the output would replace the input.
     """
     keep_inputs(output, path)
@@ -123,12 +125,27 @@ def _read(path: Path) -> onnx.ModelProto:
             model = onnx.load(str(path))
         except (DecodeError, OSError, ValueError, RuntimeError, onnx.checker.ValidationError):
             raise refused from None
-        if not model.graph.node or not model.opset_import:
+        if (
+            not model.graph.node
+            or not model.opset_import
+            or not all(_is_whole(node, model) for node in model.graph.node)
+        ):
             raise
         if not any(finding.rule in _EXPLAINED for finding in lint(model)):
             raise
         logger.warning("%s", refused.message)
         return model
+
+
+def _is_whole(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+    """Say whether a node has as many inputs and outputs as its op needs; the rules count on that."""
+    if node.domain not in ("", "ai.onnx"):
+        return True  # an op of somebody else, which the rules do not look into
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset_version(model))
+    except onnx.defs.SchemaError:
+        return True  # no op of that opset, which the rules do not look into either
+    return len(node.input) >= schema.min_input and len(node.output) >= schema.min_output
 
 
 def _require_readable_size(path: Path) -> None:
@@ -158,20 +175,33 @@ def _too_large(path: str | Path) -> UsageError:
 
 
 def _difference(before: onnx.ModelProto, after: onnx.ModelProto, seed: int) -> Difference | str:
+    """Compare the answers of both models; text where ONNX Runtime cannot run the first one.
+
+    Raises:
+        ModelError: It runs the first but not the second.
+    """
     from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
 
-    sessions = []
-    for name, model in (("original", before), ("repaired", after)):
-        try:
-            sessions.append(make_session(model.SerializeToString()))
-        except RUNTIME_ERRORS as error:
-            return f"ONNX Runtime does not take the {name} model: {first_line(error)}"
-    names = [made.name for made in sessions[0].get_outputs()]
     try:
-        inputs = random_inputs([_spec(given) for given in sessions[0].get_inputs()], seed=seed)
-        old, new = (session.run(names, inputs) for session in sessions)
+        session = make_session(before.SerializeToString())
     except RUNTIME_ERRORS as error:
-        return f"ONNX Runtime cannot run the model on random inputs: {first_line(error)}"
+        return f"ONNX Runtime does not take the original model: {first_line(error)}"
+    names = [made.name for made in session.get_outputs()]
+    try:
+        inputs = random_inputs([_spec(given) for given in session.get_inputs()], seed=seed)
+        old = session.run(names, inputs)
+    except RUNTIME_ERRORS as error:
+        inputs, old = {}, f"ONNX Runtime cannot run the model on random inputs: {first_line(error)}"
+    try:
+        session = make_session(after.SerializeToString())
+        if isinstance(old, str):
+            return old
+        new = session.run(names, inputs)
+    except RUNTIME_ERRORS as error:
+        raise ModelError(
+            f"The model cannot be repaired: ONNX Runtime takes it as it is, but not the result ({first_line(error)}).",
+            hint="Nothing is written. Leave this model as it is, or quantize its float model: trtdeploy quantize",
+        ) from error
     pairs = {
         name: (np.asarray(a, np.float64), np.asarray(b, np.float64))
         for name, a, b in zip(names, old, new, strict=True)

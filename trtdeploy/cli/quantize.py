@@ -86,11 +86,12 @@ def quantize(
         facts = done.calibration
         name = facts["method"] if facts["percentile"] is None else f"{facts['method']} {facts['percentile']:g}"
         if facts["candidates"]:
-            scored = ", ".join(f"{method} {score:.1f}" for method, score in facts["candidates"].items())
-            typer.echo(f"median SQNR in dB on held-out samples: {scored}")
+            scored = ", ".join(f"{method} {_db(score)}" for method, score in facts["candidates"].items())
+            judges = ", ".join(facts["judged_by"])
+            typer.echo(f"median SQNR in dB of {judges} on held-out samples: {scored}")
         typer.echo(
             f"{output}: {done.quantized_layers} of {done.layers} layers and {done.activations} activations in INT8; "
-            f"{name} over {facts['images']} samples; SQNR of the outputs {done.output_sqnr_db:.1f} dB"
+            f"{name} over {facts['images']} samples; SQNR of the outputs {_db(done.output_sqnr_db)} dB"
         )
         if done.dev is not None:
             dev = done.dev
@@ -98,3 +99,7 @@ def quantize(
                 f"dev top-1 on {dev.n} images: float {dev.float_top1.format()}%, INT8 {dev.int8_top1.format()}%, "
                 f"same answer {dev.agreement:.2f}%"
             )
+
+
+def _db(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.1f}"

@@ -6,16 +6,18 @@ Source: "Q/DQ placement recommendations" in TensorRT's developer guide.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from trtdeploy.onnxgraph.groups import Groups
 from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph
 from trtdeploy.onnxgraph.qdq_pairs import Site
+from trtdeploy.onnxgraph.tensor_types import tensor_types
 
 Target = Literal["tensorrt", "onnxruntime"]
 Reason = Literal["input", "weight", "residual", "gate", "pooling", "concat", "operand", "activation"]
@@ -58,6 +60,18 @@ def wanted_sites(model: onnx.ModelProto, *, target: Target = "tensorrt") -> list
     graph = Graph(model.graph)
     found = [wanted for node in model.graph.node if node.output for wanted in _of_node(graph, node, target)]
     return _with_concats(graph, found)
+
+
+def float32_sites(model: onnx.ModelProto, sites: Iterable[Wanted]) -> list[Wanted]:
+    """Leave out what is known not to be float32: sums of indices and sizes, and parts of the model in FP16.
+
+    Of a node that wants Q/DQ on several inputs all or none is left out; tensors of unknown type are taken for float32.
+    """
+    sites = list(sites)
+    types = tensor_types(model)
+    others = {each.site for each in sites if types.get(each.tensor, TensorProto.FLOAT) != TensorProto.FLOAT}
+    nodes = {each.site[0] for each in sites if each.site in others and each.reason != "activation"}
+    return [each for each in sites if each.site not in others and each.site[0] not in nodes]
 
 
 def _of_node(graph: Graph, node: onnx.NodeProto, target: Target) -> Iterator[Wanted]:

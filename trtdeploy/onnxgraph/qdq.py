@@ -15,6 +15,7 @@ from trtdeploy.tensors import Array
 WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Attributes of newer opsets that change what Q/DQ computes; such constants are left to the runtime.
 NOT_PLAIN = ("block_size", "output_dtype", "precision")
+_FREE_INITIALIZERS = 4
 
 
 class Graph:
@@ -106,6 +107,7 @@ def fold_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """
     folded = onnx.ModelProto()
     folded.CopyFrom(model)
+    let_constants_stand_alone(folded)
     graph = Graph(folded.graph)
     replaced: dict[str, Array] = {}
     for node in folded.graph.node:
@@ -140,6 +142,21 @@ def remove_unused(graph: onnx.GraphProto) -> None:
     shapes = [value for value in graph.value_info if value.name in made]
     del graph.value_info[:]
     graph.value_info.extend(shapes)
+
+
+def let_constants_stand_alone(model: onnx.ModelProto) -> None:
+    """Raise the IR version, in place, to 4: the first whose initializers need not be inputs of the graph, too.
+
+    Those that are both no longer are: before IR version 4 that says nothing, and since then that a caller may give
+    another value, so that a runtime could not fold them (https://onnx.ai/onnx/repo-docs/IR.html, "Graphs").
+    """
+    if model.ir_version >= _FREE_INITIALIZERS:
+        return
+    model.ir_version = _FREE_INITIALIZERS
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
 
 
 def unused(stem: str, used: set[str]) -> str:

@@ -20,6 +20,7 @@ from trtdeploy.onnxgraph.qdq import (
     Graph,
     dequantized_constant,
     int_attribute,
+    let_constants_stand_alone,
     node_name,
     outer_names,
     remove_unused,
@@ -107,6 +108,7 @@ def take_out(model: onnx.ModelProto, wanted: Callable[[Pair], bool]) -> tuple[on
         QuantizationError: Codes of a wanted pair come from something else than a QuantizeLinear or a constant.
     """
     model = _copy(model)
+    let_constants_stand_alone(model)
     graph = Graph(model.graph)
     fixed = {output.name for output in model.graph.output}.union(*map(outer_names, model.graph.node))
     taken: dict[str, Pair] = {}
@@ -153,6 +155,7 @@ def put_in(model: onnx.ModelProto, sites: dict[Site, Quantizer]) -> onnx.ModelPr
     ``t.dequantize``, right before the first node that reads them.
     """
     model = _copy(model)
+    let_constants_stand_alone(model)
     graph = model.graph
     used = {name for node in graph.node for name in [node.name, *node.input, *node.output, *outer_names(node)]}
     used.update(value.name for value in [*graph.initializer, *graph.input, *graph.output])

@@ -23,7 +23,7 @@ import onnx
 
 from trtdeploy.errors import ModelError, QuantizationError
 from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND, DynamicRanges
-from trtdeploy.onnxgraph.placement import Wanted, wanted_sites
+from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites
 from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name, opset_version
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, pairs, put_in, take_out
 from trtdeploy.tensors import Array
@@ -105,7 +105,7 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
             f"model has {_some(_activations(model))}.",
             hint="Ranges belong to the model that they were found on: export and calibrate the same one.",
         )
-    others = [wanted for wanted in wanted_sites(model) if wanted.reason != "weight"]
+    others = [wanted for wanted in float32_sites(model, wanted_sites(model)) if wanted.reason != "weight"]
     scales = _sharing(others, ranges.scales)
     sites = {
         wanted.site: Quantizer(wanted.tensor, np.asarray(scales[wanted.tensor]))

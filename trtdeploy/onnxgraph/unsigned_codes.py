@@ -20,18 +20,24 @@ def with_unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = Graph(copy.graph)
+    outputs = {output.name for output in copy.graph.output}
     changed = False
     for node in copy.graph.node:
-        if node.op_type != "DequantizeLinear":
+        if node.op_type != "QuantizeLinear" or node.output[0] in outputs or graph.constant(node.input[0]) is not None:
             continue
-        quantize = graph.maker(node.input[0], "QuantizeLinear")
-        if quantize is None or graph.constant(quantize.input[0]) is not None:
+        readers = graph.consumers[node.output[0]]
+        if any(reader.op_type != "DequantizeLinear" for reader in readers):
             continue
-        zero_point = graph.constant(quantize.input[2]) if len(quantize.input) > 2 else None
-        if zero_point is None or zero_point.dtype != np.int8 or zero_point.size != 1 or zero_point.any():
+        if not all(_is_int8_around_zero(graph, each) for each in (node, *readers)):
             continue
-        quantize.input[2] = node.input[2] = _ZERO_POINT
+        for each in (node, *readers):
+            each.input[2] = _ZERO_POINT
         changed = True
     if changed:
         copy.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), _ZERO_POINT))
     return copy
+
+
+def _is_int8_around_zero(graph: Graph, node: onnx.NodeProto) -> bool:
+    zero_point = graph.constant(node.input[2]) if len(node.input) > 2 else None
+    return zero_point is not None and zero_point.dtype == np.int8 and zero_point.size == 1 and not zero_point.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,8 @@ import numpy as np
 import onnx
 
 from trtdeploy.calibration import Method
-from trtdeploy.ptq.observe import runner
-from trtdeploy.statistics import sqnr_db
+from trtdeploy.errors import UsageError
+from trtdeploy.ptq.answers import Answers, per_sample_sqnr_db
 from trtdeploy.tensors import Array
 
 
@@ -39,14 +40,40 @@ CANDIDATES = (
 """No method is best everywhere: entropy collapses on some networks where max is fine, and the squared error follows
 a few images with values a hundred times larger than all others."""
 
+_GIVE_A_METHOD = "Give a --method (max, percentile, mse, relative-mse or entropy)"
+
+
+@dataclass(frozen=True)
+class Score:
+    """How close a candidate's answers to held-out samples are to the float model's.
+
+    Attributes:
+        median_db: The median over the samples of the answers' SQNR; infinite where most samples have equal answers.
+        mean_noise: The mean over the samples of noise / signal, which parts candidates of equal median.
+    """
+
+    median_db: float
+    mean_noise: float
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """The larger the better."""
+        return self.median_db, -self.mean_noise
+
+    @property
+    def recorded(self) -> float | None:
+        """The median as JSON can say it: None where it is infinite."""
+        return round(self.median_db, 3) if math.isfinite(self.median_db) else None
+
 
 def score_candidates(
     float_model: onnx.ModelProto,
     quantized: Callable[[Candidate], onnx.ModelProto],
     held_out: Sequence[Mapping[str, Array]],
     progress: Callable[[int, int], None],
-) -> dict[Candidate, float]:
-    """Return for each candidate the median over held-out samples of the outputs' SQNR in dB.
+    answers: Answers,
+) -> dict[Candidate, Score]:
+    """Return for each candidate how close its answers to held-out samples are to the float model's.
 
     The median, because what matters is how many samples keep their answer, and one broken sample outweighs all others
     in a mean.
@@ -56,30 +83,46 @@ def score_candidates(
         quantized: Makes the model of a candidate.
         held_out: Batches of inputs that no range was found on.
         progress: Called with the candidates done and in all.
+        answers: The tensors to compare.
+
+    Raises:
+        UsageError: There is nothing to compare.
     """
-    outputs = [value.name for value in float_model.graph.output]
-    run = runner(float_model, outputs)
+    if not answers.types:
+        raise UsageError(
+            "No output of the model is float, nor is what leads to one, so --method auto has nothing to judge by.",
+            hint=_GIVE_A_METHOD,
+        )
+    run = answers.runner(float_model)
     expected = [run(batch) for batch in held_out]
-    scores: dict[Candidate, float] = {}
+    scores: dict[Candidate, Score] = {}
     for index, candidate in enumerate(CANDIDATES, 1):
-        run = runner(quantized(candidate), outputs)
+        run = answers.runner(quantized(candidate))
         found: list[float] = []
         for batch, reference in zip(held_out, expected, strict=True):
-            found += _per_sample(reference, run(batch))
-        scores[candidate] = float(np.median(found))
+            found += per_sample_sqnr_db(reference, run(batch))
+        with np.errstate(over="ignore", invalid="ignore"):
+            noise = float(np.mean(np.power(10.0, np.negative(found) / 10)))
+            median = float(np.median(found))
+        scores[candidate] = Score(median if not math.isnan(median) else -math.inf, noise)
         progress(index, len(CANDIDATES))
     return scores
 
 
-def _per_sample(expected: Sequence[Array], answered: Sequence[Array]) -> list[float]:
-    """Return the SQNR of each row over all floating-point outputs."""
-    pairs = [
-        (np.reshape(one, (len(one), -1)), np.reshape(other, (len(other), -1)))
-        for one, other in zip(expected, answered, strict=True)
-        if np.issubdtype(one.dtype, np.floating) and one.ndim
-    ]
-    if not pairs or len({len(one) for one, _ in pairs}) != 1:
-        return [float("inf")]
-    left = np.concatenate([one for one, _ in pairs], axis=1)
-    right = np.concatenate([other for _, other in pairs], axis=1)
-    return [sqnr_db(one, other) for one, other in zip(left, right, strict=True)]
+def best_of(scores: Mapping[Candidate, Score]) -> Candidate:
+    """Return the candidate whose answers are closest.
+
+    Raises:
+        UsageError: Nothing tells them apart: no candidate has a finite score.
+    """
+    best = max(scores, key=lambda candidate: scores[candidate].order)
+    alike = {score.mean_noise for score in scores.values() if score.median_db == scores[best].median_db}
+    if scores[best].recorded is None and len(alike) == 1:
+        what = (
+            "equal to the float model's" if scores[best].median_db > 0 else "not comparable: all zeros, or not finite"
+        )
+        raise UsageError(
+            f"Nothing tells the methods apart: with every one of them the answers to held-out samples are {what}.",
+            hint=f"{_GIVE_A_METHOD}, or samples with other answers.",
+        )
+    return best

@@ -31,7 +31,7 @@ def observe(
     """
     given = {value.name for value in model.graph.input}
     made = [tensor for tensor in keys if tensor not in given]
-    run = runner(with_outputs(model, made), made)
+    run = runner(with_outputs(model, dict.fromkeys(made, TensorProto.FLOAT)), made)
     histograms = {key: AbsHistogram() for key in keys.values()}
     for batch in inputs:
         values = {name: array for name, array in batch.items() if name in keys}
@@ -44,12 +44,12 @@ def observe(
     return histograms
 
 
-def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
-    """Return the model with some of its tensors as outputs in place of its own."""
+def with_outputs(model: onnx.ModelProto, tensors: Mapping[str, int]) -> onnx.ModelProto:
+    """Return the model with some of its tensors, given with their element types, as outputs in place of its own."""
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     del observed.graph.output[:]
-    observed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
+    observed.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in tensors.items())
     return observed
 
 

@@ -14,12 +14,12 @@ from onnx import version_converter
 from pydantic import BaseModel, ConfigDict, Field
 
 from trtdeploy.calibration import AbsHistogram, Method, amax_of
-from trtdeploy.errors import ModelError, QuantizationError, UsageError
+from trtdeploy.errors import DataError, ModelError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, evaluate, map_labels
 from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
 from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
-from trtdeploy.onnxgraph.placement import Target, Wanted, wanted_sites
+from trtdeploy.onnxgraph.placement import Target, Wanted, float32_sites, wanted_sites
 from trtdeploy.onnxgraph.qdq import Graph, count_quantized, node_name, opset_version
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in
 from trtdeploy.onnxgraph.quantization_check import require_quantization
@@ -33,10 +33,11 @@ from trtdeploy.onnxgraph.ranges_to_qdq import (
 from trtdeploy.onnxgraph.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, load_source
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.preprocessing import Preprocessing
-from trtdeploy.ptq.choice import Candidate, score_candidates
+from trtdeploy.ptq.answers import answers_of, compare
+from trtdeploy.ptq.choice import Candidate, Score, best_of, score_candidates
 from trtdeploy.ptq.observe import observe, runner, serialized
 from trtdeploy.ptq.samples import Opened, Samples, batches, draw, ids_digest, open_samples
-from trtdeploy.statistics import Interval, sqnr_db
+from trtdeploy.statistics import Interval
 from trtdeploy.tensors import Array
 
 _HELD_OUT = 128
@@ -91,7 +92,8 @@ class Quantized:
         quantized_layers: Those of them that Q/DQ quantizes.
         activations: Quantized activation tensors.
         calibration: What the file's metadata says about calibration.
-        output_sqnr_db: Signal to quantization noise of the outputs on the first batch.
+        output_sqnr_db: Signal to quantization noise of the answers (see ``answers``) to the first batch; None where it
+            is infinite or not defined.
         dev: Scores, where the data has labels that the model knows.
     """
 
@@ -101,7 +103,7 @@ class Quantized:
     quantized_layers: int
     activations: int
     calibration: dict[str, Any]
-    output_sqnr_db: float
+    output_sqnr_db: float | None
     dev: DevScore | None
 
     def as_json(self) -> dict[str, Any]:
@@ -138,8 +140,8 @@ def quantize(
     Raises:
         ModelError: The file is no model that ONNX Runtime runs.
         QuantizationError: The model is quantized already, nothing in it can be quantized, or a value is not finite.
-        DataError: The samples cannot be read or do not fit the model.
-        UsageError: A pattern matches nothing, or options contradict each other.
+        DataError: The samples cannot be read, do not fit the model, or are all zeros.
+        UsageError: A pattern matches nothing, options contradict each other, or nothing tells the methods apart.
     """
     options = options or PtqOptions()
     keep_inputs(output, model)
@@ -148,8 +150,9 @@ def quantize(
         raise UsageError(f"{model} says itself how images become its input; leave --preprocessing out.")
     preprocessing = source.preprocessing or preprocessing
     float_model = _prepared(source.proto)
-    wanted = _not_skipped(float_model, wanted_sites(float_model, target=options.target), options.skip)
-    sites = _quantizable(float_model, wanted)
+    wanted = float32_sites(float_model, wanted_sites(float_model, target=options.target))
+    sites = _quantizable(float_model, _not_skipped(float_model, wanted, options.skip))
+    answers = answers_of(float_model)
     with open_samples(data, source.inputs, preprocessing, split_seed=options.split_seed) as opened:
         chosen = draw(opened.samples, options.images, options.seed)
         size = _batch_size(source, options.batch_size, len(chosen))
@@ -159,16 +162,20 @@ def quantize(
 
         keys = {wanted.tensor: _key(wanted) for wanted in sites if wanted.reason != "weight"}
         observed, held_out = _parted(chosen, size) if options.method == "auto" else (chosen, [])
-        histograms = observe(float_model, keys, _Counted(opened.samples, observed, size, shown("calibrating")))
-        scores: dict[Candidate, float] = {}
+        counted = _Counted(opened.samples, observed, size, shown("calibrating"))
+        histograms = observe(float_model, keys, counted)
+        if not counted.has_values:
+            raise DataError(f"All {len(observed)} samples are zeros, so no range can be found on them.")
+        scores: dict[Candidate, Score] = {}
         if options.method == "auto":
             scores = score_candidates(
                 float_model,
                 lambda candidate: put_in(float_model, _quantizers(float_model, sites, histograms, candidate)[0]),
                 list(batches(opened.samples, held_out, size)),
                 shown("choosing a method"),
+                answers,
             )
-            best = max(scores, key=lambda candidate: scores[candidate])
+            best = best_of(scores)
         else:
             best = Candidate(options.method, options.percentile if options.method == "percentile" else None)
         quantizers, clamped = _quantizers(float_model, sites, histograms, best)
@@ -176,7 +183,8 @@ def quantize(
         calibration = {
             "method": best.method,
             "percentile": best.percentile,
-            "candidates": {candidate.name: round(score, 3) for candidate, score in scores.items()},
+            "candidates": {candidate.name: score.recorded for candidate, score in scores.items()},
+            "judged_by": list(answers.types) if scores else [],
             "images": len(observed),
             "seed": options.seed,
             "image_ids_sha256": ids_digest(opened.samples, observed),
@@ -189,18 +197,17 @@ def quantize(
         require_quantization(quantized)
         if options.target == "onnxruntime":
             quantized = with_unsigned_activations(quantized)
-        content = serialized(quantized)
+        content = _checked(quantized)
         first = opened.samples.batch(chosen[:size])
-        outputs = [value.name for value in float_model.graph.output]
-        sqnr = _sqnr(runner(float_model, outputs)(first), runner(quantized, outputs)(first))
+        sqnr = compare(answers, float_model, quantized, first)
         dev = _score(source, float_model, quantized, opened, preprocessing, shown("scoring"))
     atomic_write(output, content)
-    counted = count_quantized(quantized)
+    layers = count_quantized(quantized)
     return Quantized(
         path=Path(output),
         sha256=sha256_bytes(content),
-        layers=counted.weighted_layers,
-        quantized_layers=counted.quantized_layers,
+        layers=layers.weighted_layers,
+        quantized_layers=layers.quantized_layers,
         activations=len(keys),
         calibration=calibration,
         output_sqnr_db=sqnr,
@@ -209,15 +216,18 @@ def quantize(
 
 
 class _Counted:
-    """Batches that report how many of their samples are done."""
+    """Batches that report how many of their samples are done, and know whether any had other floats than 0."""
 
     def __init__(self, samples: Samples, chosen: list[int], size: int, progress: Progress) -> None:
         self._given = samples, chosen, size
         self._progress = progress
+        self.has_values = False
 
     def __iter__(self) -> Any:
         samples, chosen, size = self._given
         for index, batch in enumerate(batches(samples, chosen, size), 1):
+            floats = [array for array in batch.values() if np.issubdtype(array.dtype, np.floating)]
+            self.has_values |= not floats or any(array.any() for array in floats)
             yield batch
             self._progress(min(index * size, len(chosen)), len(chosen))
 
@@ -316,19 +326,24 @@ def _batch_size(source: SourceModel, wanted: int, samples: int) -> int:
     return size
 
 
+def _checked(model: onnx.ModelProto) -> bytes:
+    content = serialized(model)
+    try:
+        onnx.checker.check_model(content)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise QuantizationError(
+            f"The quantized model would break ONNX's rules, so it is not written: {str(error).strip().splitlines()[0]}",
+            hint="Export the float model again with a newer exporter; its IR version and opset may be too old.",
+        ) from error
+    return content
+
+
 def _set_metadata(model: onnx.ModelProto, calibration: dict[str, Any], preprocessing: Preprocessing | None) -> None:
     known = {entry.key: entry.value for entry in model.metadata_props}
     known[CALIBRATION_KEY] = json.dumps(calibration)
     if preprocessing is not None:
         known[PREPROCESSING_KEY] = preprocessing.to_json()
     onnx.helper.set_model_props(model, known)
-
-
-def _sqnr(expected: list[Array], answered: list[Array]) -> float:
-    floats = [(a, b) for a, b in zip(expected, answered, strict=True) if np.issubdtype(a.dtype, np.floating)]
-    if not floats:
-        return float("inf")
-    return sqnr_db(np.concatenate([a.ravel() for a, _ in floats]), np.concatenate([b.ravel() for _, b in floats]))
 
 
 def _score(

@@ -166,6 +166,10 @@ def _read(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     if sorted(arrays) != sorted(wanted):
         raise DataError(f"{path} holds {sorted(arrays)}; the model takes {sorted(wanted)}.")
     for spec in inputs:
+        if not spec.shape:
+            raise DataError(
+                f"{path}: the input {spec} of the model is one value, so that no row can be a sample of it."
+            )
         array = arrays[spec.name]
         fits = array.ndim == len(spec.shape) and all(
             known in (-1, given) for known, given in zip(spec.shape[1:], array.shape[1:], strict=True)

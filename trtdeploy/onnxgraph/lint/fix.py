@@ -16,7 +16,14 @@ from trtdeploy.onnxgraph.lint.placed import Placement, placement
 from trtdeploy.onnxgraph.lint.structure import unequal_scales
 from trtdeploy.onnxgraph.lint.symmetric import Rewriter, activation_scales
 from trtdeploy.onnxgraph.placement import Wanted
-from trtdeploy.onnxgraph.qdq import Graph, node_name, opset_version, outer_names, remove_unused
+from trtdeploy.onnxgraph.qdq import (
+    Graph,
+    let_constants_stand_alone,
+    node_name,
+    opset_version,
+    outer_names,
+    remove_unused,
+)
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in, take_out
 from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET, channel_axis, weight_scale
 from trtdeploy.tensors import Array
@@ -56,6 +63,7 @@ def fix(model: onnx.ModelProto) -> Fixed:
     """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
+    let_constants_stand_alone(fixed)
     repairs = [
         Repair("integer-op" if op.startswith("Q") else "codes-read", name, f"{op} has Q/DQ around its float op now")
         for name, op in integer_ops_to_qdq(fixed)

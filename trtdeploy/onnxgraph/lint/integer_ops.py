@@ -70,6 +70,10 @@ def integer_ops_to_qdq(model: onnx.ModelProto) -> list[tuple[str, str]]:
     return replaced
 
 
+def _alpha(node: onnx.NodeProto) -> float:
+    return next((entry.f for entry in node.attribute if entry.name == "alpha"), 1.0)
+
+
 @dataclass
 class _Rewriting:
     """What is known while the nodes are written again, in order.
@@ -116,8 +120,9 @@ class _Rewriting:
             codes, *scales = (self.graph.constant(name) for name in (bias[0], read[1], read[4]))
             if codes is None or any(scale is None for scale in scales):
                 return iter(())
-            # the codes of a bias have the scale of the products: input times weight
-            values = codes.astype(np.float64) * np.float64(scales[0]) * np.ravel(np.asarray(scales[1], np.float64))
+            # the codes of a bias have the scale of the products: input times weight, and of QGemm alpha, too
+            products = np.float64(scales[0]) * np.ravel(np.asarray(scales[1], np.float64)) * _alpha(node)
+            values = codes.astype(np.float64) * products
             others.append(self._constant(f"{bias[0]}.float", np.asarray(values, np.float32)))
         return self._written(node, op, [read[:3], read[3:6]], made, others=others, axis=axis)
 

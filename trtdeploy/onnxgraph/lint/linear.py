@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
+from trtdeploy.errors import ModelError
 from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name
 from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET, channel_axis
 from trtdeploy.tensors import Array
@@ -21,7 +22,15 @@ _OTHER_CODES = frozenset({"uint8", "uint16", "int16", "int32"})
 
 
 def linear_findings(graph: Graph, node: onnx.NodeProto, opset: int) -> Iterator[tuple[str, str]]:
-    """Yield rule and reason for a QuantizeLinear or DequantizeLinear."""
+    """Yield rule and reason for a QuantizeLinear or DequantizeLinear.
+
+    Raises:
+        ModelError: Its scale or zero-point are strings.
+    """
+    for name in node.input[1:]:
+        values = graph.constant(name)
+        if values is not None and values.dtype.kind in "OSU":
+            raise ModelError(f"{node.op_type} {node_name(node)} reads {name!r}, which holds strings and no numbers.")
     yield from _codes(graph, node)
     scale = graph.constant(node.input[1])
     if scale is None:

@@ -67,6 +67,8 @@ def placement(view: FloatView) -> Placement:
     for each in wanted:
         name, position = each.site
         if each.reason == "residual":
+            if _has_one_of_two_branches(view, name):
+                continue
             residual.setdefault(name, set()).add(position)
         if each.site in view.sites:
             continue
@@ -137,6 +139,17 @@ def _convolution(graph: Graph, tensor: str) -> str:
     while node is not None and node.op_type in _BEHIND_CONVOLUTION:
         node = graph.producer.get(node.input[0])
     return node.output[0] if node is not None and node.op_type in _CONVOLUTIONS else ""
+
+
+def _has_one_of_two_branches(view: FloatView, name: str) -> bool:
+    """Say whether both operands of an Add are convolutions and one of them has Q/DQ: the other can fuse with the Add.
+
+    Which one ``wanted_sites`` prefers does not matter then.
+    """
+    reads = view.graph.producer[name].input
+    return all(_convolution(view.graph, read) for read in reads) and ((name, 0) in view.sites) != (
+        (name, 1) in view.sites
+    )
 
 
 def _on_the_branch(view: FloatView, name: str, positions: set[int]) -> Iterator[Hindrance]:

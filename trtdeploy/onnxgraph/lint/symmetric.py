@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ _KEEP_SIGN = frozenset(
 )
 _KEEP_SIGN_OF_ALL = frozenset({"Concat", "Add", "Mul"})
 _POSITIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax"})
+_FLOATS = (np.float16, np.float32)
 _CODES = (np.int8, np.uint8, np.int16, np.uint16)
 
 
@@ -122,7 +124,8 @@ class Rewriter:
         if not np.isfinite(scale).all():
             if readers[0].tensor not in self._known:
                 return
-            scale, zero = self._known[readers[0].tensor], np.zeros((), np.int8)
+            scale, zero = self._known[readers[0].tensor].astype(scale.dtype), np.zeros((), np.int8)
+        kind = scale.dtype
         scale = np.abs(scale.astype(np.float64))
         limits = np.iinfo(zero.dtype)
         ends = [np.abs((end - zero.astype(np.float64)) * scale) for end in (limits.min, limits.max)]
@@ -134,7 +137,7 @@ class Rewriter:
             made = unused(f"{quantize.input[0]}.positive", self._used)
             self._relus[quantize.output[0]] = helper.make_node("Relu", [quantize.input[0]], [made], name=made)
             quantize.input[0] = made
-        self._set_parameters([quantize, *everyone], np.asarray(new), None)
+        self._set_parameters([quantize, *everyone], np.asarray(new), None, kind)
         rule = next(rules[name] for name in names if name in rules)
         what = f"{quantize.input[0]!r} is quantized as symmetric INT8 with the scale {new:.6g}"
         self.done.append((rule, names[0], what))
@@ -149,7 +152,8 @@ class Rewriter:
             )
         except ModelError:
             return  # its scales do not fit its codes: nobody knows what they stand for
-        if values is None or values.dtype != np.float32 or not np.isfinite(values).all():
+        old = self._graph.constant(dequantize.input[1])
+        if values is None or old is None or values.dtype not in _FLOATS or not np.isfinite(values).all():
             return
         if not self._is_weight(pair):
             # a bias, or a parameter of a BN: TensorRT wants floats
@@ -159,15 +163,15 @@ class Rewriter:
                 self.done.append((rule, _name(dequantize), f"the constant {output!r} is float"))
             return
         axis = self._output_channels(output, values.ndim)
-        scale = weight_scale(values, axis)
+        scale = _stored(weight_scale(values.astype(np.float32), axis), old.dtype)
         axis = axis if scale.ndim else None
         if pair.quantize is not None:
-            self._set_parameters([pair.quantize, dequantize], scale, axis)
+            self._set_parameters([pair.quantize, dequantize], scale, axis, old.dtype)
         else:
             shaped = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-            codes = np.clip(np.rint(values / shaped), -INT8_BOUND, INT8_BOUND).astype(np.int8)
+            codes = np.clip(np.rint(values / shaped.astype(np.float32)), -INT8_BOUND, INT8_BOUND).astype(np.int8)
             dequantize.input[0] = self._constant(f"{output}.int8", codes)
-            self._set_parameters([dequantize], scale, axis)
+            self._set_parameters([dequantize], scale, axis, old.dtype)
         per = f"with {scale.size} scales along axis {axis}" if axis is not None else "with one scale"
         self.done.append((rule, _name(dequantize), f"the weight {output!r} is quantized as symmetric INT8 {per}"))
 
@@ -178,14 +182,17 @@ class Rewriter:
                     return axis
         return None
 
-    def _set_parameters(self, nodes: list[onnx.NodeProto], scale: Array, axis: int | None) -> None:
+    def _set_parameters(self, nodes: list[onnx.NodeProto], scale: Array, axis: int | None, kind: np.dtype[Any]) -> None:
+        """Give nodes a new scale of the type of their old one, which is that of the tensors around them."""
         stem = nodes[0].output[0]
         names = [
-            self._constant(f"{stem}.scale", scale.astype(np.float32)),
+            self._constant(f"{stem}.scale", _stored(scale, kind)),
             self._constant(f"{stem}.zero", np.zeros(scale.shape, np.int8)),
         ]
         for node in nodes:
-            kept = [entry for entry in node.attribute if entry.name not in ("axis", "output_dtype")]
+            # of a QuantizeLinear the type of its codes, which the zero-point says; of a DequantizeLinear that of floats
+            gone = ("axis", "output_dtype") if node.op_type == "QuantizeLinear" else ("axis",)
+            kept = [entry for entry in node.attribute if entry.name not in gone]
             source = node.input[0]
             del node.attribute[:], node.input[:]
             node.input.extend([source, *names])
@@ -204,6 +211,12 @@ def activation_scales(graph: Graph) -> dict[str, Array]:
         if pair.quantizer is not None and not pair.is_constant and pair.quantizer.axis is None:
             known[pair.tensor] = np.maximum(known.get(pair.tensor, pair.quantizer.scale), pair.quantizer.scale)
     return known
+
+
+def _stored(scale: Array, kind: np.dtype[Any]) -> Array:
+    """Return a scale in the type of the one that it replaces; what is 0 there is the smallest number above that."""
+    stored: Array = scale.astype(kind)
+    return np.maximum(stored, np.nextafter(kind.type(0), kind.type(1)))
 
 
 def _name(node: onnx.NodeProto | None) -> str:

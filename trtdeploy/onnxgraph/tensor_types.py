@@ -1,0 +1,37 @@
+"""Element types of a graph's tensors, as far as ONNX's inference knows them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import onnx
+from onnx import helper
+
+_SMALL_BYTES = 4096
+"""What is larger is a weight, whose values no type depends on."""
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the element type (``TensorProto.DataType``) of inputs, constants and what nodes make of them.
+
+    What custom ops make is missing; of a model that the inference refuses, all that nodes make.
+    """
+    # without weights, so that a large model is not copied
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.value_info.extend(model.graph.value_info)
+    light.graph.output.extend(model.graph.output)
+    inputs = {value.name: value for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= _SMALL_BYTES:
+            light.graph.initializer.append(tensor)
+        else:
+            inputs[tensor.name] = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+    light.graph.input.extend(inputs.values())
+    known = {tensor.name: tensor.data_type for tensor in light.graph.initializer}
+    with suppress(onnx.shape_inference.InferenceError):  # what the model says itself is known all the same
+        light = onnx.shape_inference.infer_shapes(light)
+    values = [*light.graph.input, *light.graph.value_info, *light.graph.output]
+    known.update({value.name: value.type.tensor_type.elem_type for value in values})
+    return {name: kind for name, kind in known.items() if kind}

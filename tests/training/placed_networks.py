@@ -114,3 +114,47 @@ class TwoConvolutionBranches(nn.Module):
         features = self.first(inputs)
         gate = torch.sigmoid(self.up(functional.relu(self.down(functional.adaptive_avg_pool2d(features, 1)))))
         return self.head(functional.relu(self.gated(features * gate) + self.longer(inputs)).mean((2, 3)))
+
+
+class SmallMlp(nn.Module):
+    """Tensors of which some are parameters, as in a layer scale and a learned offset."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 1)
+        self.second, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, num_classes)
+        self.scale, self.offset = nn.Parameter(torch.rand(8)), nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = functional.relu(self.stem(images))
+        features = features + self.scale.view(1, -1, 1, 1) * self.first(features)
+        features = functional.relu(self.second(features) + self.offset)
+        return self.head((features * features).mean((2, 3)))
+
+
+HARD_GATES = {
+    "hardtanh": lambda _, features, excitation: features * (functional.hardtanh(excitation + 3, 0, 6) / 6),
+    "relu6": lambda _, features, excitation: (functional.relu6(3 + excitation, inplace=True) * (1 / 6)) * features,
+    "module": lambda block, features, excitation: features * (block.clamp(excitation + 3) / 6),
+    "method": lambda _, features, excitation: features.mul(excitation.add(3).clamp(0, 6).div(6)),
+    "keywords": lambda _, features, excitation: torch.mul(
+        input=torch.div(input=torch.clamp(input=excitation + 3, min=0, max=6), other=6), other=features
+    ),
+}
+
+
+class HardGate(nn.Module):
+    """Squeeze-and-excitation whose hard sigmoid is written by hand, and a hard swish beside it, which is no gate."""
+
+    def __init__(self, num_classes: int, form: str) -> None:
+        super().__init__()
+        self.form, self.clamp = form, nn.ReLU6(inplace=True)
+        self.stem, self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.last, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = functional.relu(self.stem(images))
+        squeezed = functional.adaptive_avg_pool2d(features, 1)
+        excitation = self.up(functional.relu(self.down(squeezed)))
+        features = self.last(HARD_GATES[self.form](self, features, excitation))
+        return self.head((features * (functional.relu6(features + 3) / 6)).mean((2, 3)))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 
 import onnx
 import pytest
 import torch
-from placed_networks import SmallUNet, TwoConvolutionBranches, mobile_net, squeeze_net
+from placed_networks import HARD_GATES, HardGate, SmallMlp, SmallUNet, TwoConvolutionBranches, mobile_net, squeeze_net
+from torch import nn
 
 from benchmarks.accuracy.small_networks import thin_densenet, thin_resnet
 from training.export import trace_to_onnx
 from training.models.efficientnet import efficientnet_b0
-from training.quantization import quantize
+from training.quantization import QuantizationSpec, quantize
 from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.onnxgraph.dynamic_ranges import parse_calibration_cache
 from trtdeploy.onnxgraph.lint import lint
-from trtdeploy.onnxgraph.placement import wanted_sites
+from trtdeploy.onnxgraph.placement import Target, wanted_sites
 from trtdeploy.onnxgraph.qdq_pairs import take_out
 from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
 
@@ -40,16 +43,38 @@ def name(request) -> str:
 
 @pytest.fixture(scope="module")
 def exported(name) -> onnx.ModelProto:
+    return calibrated_and_exported(NETWORKS[name], "tensorrt")
+
+
+def calibrated_and_exported(make: Callable[[int], nn.Module], target: Target) -> onnx.ModelProto:
     """A network with random weights, calibrated on noise."""
     torch.manual_seed(0)
-    network, noise = NETWORKS[name](10), torch.randn(4, 3, SIZE, SIZE)
+    network, noise = make(10), torch.randn(4, 3, SIZE, SIZE)
     with torch.no_grad():
         network.train()(noise)  # batch norm has seen something
-    quantized = quantize(network.eval(), example=noise[:1])
+    quantized = quantize(network.eval(), QuantizationSpec(target=target), example=noise[:1])
     with observing_inputs(quantized) as histograms:
         quantized(noise)
     fix_ranges(quantized, histograms)
     return onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("form", HARD_GATES)
+def test_a_gate_that_is_written_by_hand_is_one_for_both(form, target):
+    exported = calibrated_and_exported(partial(HardGate, form=form), target)
+    float_model, found = take_out(exported, lambda pair: True)
+    wanted = wanted_sites(float_model, target=target)
+    assert set(found) == {each.site for each in wanted}
+    if target == "tensorrt":
+        assert [each.reason for each in wanted].count("gate") == 2
+        assert lint(exported) == []
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_parameters_are_no_activations_for_either(target):
+    float_model, found = take_out(calibrated_and_exported(SmallMlp, target), lambda pair: True)
+    assert set(found) == {each.site for each in wanted_sites(float_model, target=target)}
 
 
 def test_both_placements_are_the_same(exported):

@@ -16,6 +16,7 @@ from training.quantization import (
     quantized_layers,
     quantizers,
 )
+from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.errors import QuantizationError
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -173,3 +174,35 @@ def test_inference_computes_what_onnx_defines_to_the_bit(axis):
         found = quantizer(torch.from_numpy(values)).numpy()
     np.testing.assert_array_equal(found, expected)
     assert (quantizer(torch.from_numpy(values)).detach().numpy() != expected).any()  # else this test shows nothing
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(2, 3, 1), (1, 2, 5)),
+        (nn.Conv2d(2, 3, 1), (1, 2, 5, 5)),
+        (nn.ConvTranspose2d(2, 3, 2), (1, 2, 5, 5)),
+        (nn.Linear(5, 3), (1, 5)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_layer_that_is_called_by_keyword_works_as_before(layer, shape):
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.relu = layer, nn.ReLU(inplace=True)
+
+        def forward(self, images):
+            return self.layer(input=self.relu(input=images * 1))
+
+    torch.manual_seed(0)
+    images = torch.randn(shape)
+    network = ByKeyword().eval()
+    expected = network(images)
+    quantized = quantize(network, example=images)
+    with observing_inputs(quantized) as histograms:
+        assert torch.equal(quantized(images), expected)
+    fix_ranges(quantized, histograms)
+    twin = quantized.get_submodule("layer")
+    assert torch.allclose(twin(input=images), twin(images))
+    assert (quantized(images) - expected).abs().max() < 0.05 * expected.abs().max()

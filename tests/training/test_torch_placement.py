@@ -53,6 +53,20 @@ class InPlace(nn.Module):
         return branch + features
 
 
+class InPlaceByKeyword(InPlace):
+    """The same, by a module whose input is named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, images):
+        features = self.first(images) - 1
+        branch = self.second(features)
+        self.relu(input=features)
+        return branch + features
+
+
 class WithParameter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -156,9 +170,10 @@ def test_layers_called_as_functions_are_named(caplog):
     assert names(quantized) == {"layer._input_quantizer"}
 
 
-def test_what_is_changed_in_place_is_two_tensors():
+@pytest.mark.parametrize("network", [InPlace, InPlaceByKeyword])
+def test_what_is_changed_in_place_is_two_tensors(network):
     torch.manual_seed(0)
-    network, images = InPlace().eval(), torch.randn(2, 3, 5, 5)
+    network, images = network().eval(), torch.randn(2, 3, 5, 5)
     state = network.state_dict()
     expected = network(images)
     quantized = quantize(network, example=images[:1])

@@ -58,10 +58,9 @@ class _QuantizedConv(QuantizedLayer):
     _conv_forward: Any
     bias: Tensor | None
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        if self.quantizes_input:
-            inputs = self._input_quantizer(inputs)
-        outputs: Tensor = self._conv_forward(inputs, self._weight_quantizer(self.weight), self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - a caller may name it
+        values = self._input_quantizer(input) if self.quantizes_input else input
+        outputs: Tensor = self._conv_forward(values, self._weight_quantizer(self.weight), self.bias)
         return outputs
 
 
@@ -87,17 +86,16 @@ class _QuantizedTransposed(QuantizedLayer):
     groups: int
     _output_padding: Any
 
-    def forward(self, inputs: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self.quantizes_input:
-            inputs = self._input_quantizer(inputs)
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002 - see above
+        values = self._input_quantizer(input) if self.quantizes_input else input
         dimensions = self.weight.dim() - 2
         output_padding = self._output_padding(
-            inputs, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
+            values, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
         )
         weight = self._weight_quantizer(self.weight)
         call = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d)
         outputs: Tensor = call[dimensions - 1](
-            inputs, weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+            values, weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
         )
         return outputs
 
@@ -117,10 +115,9 @@ class QuantizedConvTranspose3d(_QuantizedTransposed, nn.ConvTranspose3d):
 class QuantizedLinear(QuantizedLayer, nn.Linear):
     """A Linear with quantizers."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        if self.quantizes_input:
-            inputs = self._input_quantizer(inputs)
-        return nn.functional.linear(inputs, self._weight_quantizer(self.weight), self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - see above
+        values = self._input_quantizer(input) if self.quantizes_input else input
+        return nn.functional.linear(values, self._weight_quantizer(self.weight), self.bias)
 
 
 def is_quantizable(layer: nn.Module) -> bool:

@@ -23,6 +23,20 @@ from trtdeploy.onnxgraph.placement import Target
 
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _MUL = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+_DIV = {operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_"}
+_CLAMP = {
+    functional.hardtanh,
+    functional.hardtanh_,
+    functional.relu6,
+    torch.clamp,
+    torch.clamp_,
+    torch.clip,
+    torch.clip_,
+    "clamp",
+    "clamp_",
+    "clip",
+    "clip_",
+}
 _CAT = {torch.cat, torch.concat, torch.concatenate}
 _GATE = {torch.sigmoid, functional.sigmoid, functional.hardsigmoid, "sigmoid", "sigmoid_"}
 _POOL = {
@@ -35,6 +49,7 @@ _POOL = {
 }
 _MEAN = {torch.mean, "mean"}
 _GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
+_CLAMP_MODULES = (nn.Hardtanh,)  # ReLU6 is one
 _POOL_MODULES = (
     nn.AvgPool1d,
     nn.AvgPool2d,
@@ -92,6 +107,7 @@ class Placer:
         self._graph = graph
         self._modules = modules
         self._skips = skips
+        self._constants = _constants(graph)
 
     def place(self) -> Placement:
         """Return where quantizers go."""
@@ -111,7 +127,7 @@ class Placer:
             return self._of_any(node, operands)
         if self._is(node, _POOL, _POOL_MODULES) or self._is_spatial_mean(node):
             return [Wanted(node, operands[0], "pooling")]
-        if len(operands) != 2:
+        if len(operands) != 2 or not self._constants.isdisjoint(operands):
             return []
         if self._is(node, _ADD):
             other = self._residual(*operands)
@@ -123,8 +139,8 @@ class Placer:
     def _of_any(self, node: fx.Node, operands: list[fx.Node]) -> list[Wanted]:
         if self._is(node, _POOL, _POOL_MODULES) or self._is_spatial_mean(node):
             return [Wanted(node, operands[0], "pooling")]
-        if self._is(node, _ADD) or self._is(node, _MUL):
-            return [Wanted(node, operand, "operand") for operand in operands if len(operands) == 2]
+        if self._is(node, _ADD | _MUL) and len(self._variables(node)) == 2:
+            return [Wanted(node, operand, "operand") for operand in operands]
         if self._is(node, _GATE, _GATE_MODULES):
             return [Wanted(node, operand, "activation") for operand in operands]
         if "tensor_meta" not in node.meta or node.op == "output" or self._is(node, _CAT) or self._is_switch(node):
@@ -156,12 +172,29 @@ class Placer:
 
     def _is_gated(self, first: fx.Node, second: fx.Node) -> bool:
         for gate, features in ((first, second), (second, first)):
-            if not self._is(gate, _GATE, _GATE_MODULES) or gate.all_input_nodes[0] is features:
+            if not self._is_gate(gate, features):
                 continue
             shape, full = gate.meta["tensor_meta"].shape, features.meta["tensor_meta"].shape
             if len(shape) == len(full) > 2 and all(size == 1 for size in shape[2:]):
                 return True
         return False
+
+    def _is_gate(self, tensor: fx.Node, features: fx.Node) -> bool:
+        """Return whether a tensor is a sigmoid or hard sigmoid of something else than what it is multiplied with."""
+        if self._is(tensor, _GATE, _GATE_MODULES):
+            return tensor.all_input_nodes[0] is not features
+        # a hard sigmoid written by hand: clamp(x + 3, 0, 6) / 6
+        if not self._is(tensor, _MUL | _DIV) or len(clamped := self._variables(tensor)) != 1:
+            return False
+        if not self._is(clamped[0], _CLAMP, _CLAMP_MODULES):
+            return False
+        shifted = clamped[0].all_input_nodes[0]
+        return self._is(shifted, _ADD) and features not in shifted.all_input_nodes
+
+    def _variables(self, node: fx.Node) -> list[fx.Node]:
+        """Return the tensors that an operation on two operands reads, but for constants; twice what it reads twice."""
+        read = [given for given in (*node.args, *node.kwargs.values()) if isinstance(given, fx.Node)]
+        return [given for given in read if "tensor_meta" in given.meta and given not in self._constants]
 
     def _grouped(self, sites: list[Wanted]) -> Placement:
         """Add what concatenations want; one range has what is concatenated, and what is one tensor in evaluation."""
@@ -212,6 +245,15 @@ class Placer:
         if node.op == "call_module":
             return bool(modules) and isinstance(self._modules[str(node.target)], modules)
         return node.op in ("call_function", "call_method") and node.target in targets
+
+
+def _constants(graph: fx.Graph) -> set[fx.Node]:
+    """Return the parameters and buffers, and what is made of nothing else: exported, these are constants."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr" or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def _nearer(first: fx.Node, second: fx.Node) -> fx.Node:

@@ -116,7 +116,7 @@ def _follow_in_place(model: nn.Module, graph: fx.Graph) -> None:
     seen: set[fx.Node] = set()
     for node in graph.nodes:
         seen.add(node)
-        changed = node.args[0] if node.args else None
+        changed = node.args[0] if node.args else next(iter(node.all_input_nodes), None)
         if isinstance(changed, fx.Node) and _is_in_place(model, node):
             for reader in [reader for reader in changed.users if reader not in seen]:
                 reader.replace_input_with(changed, node)

@@ -8,6 +8,7 @@ import pytest
 from config_cases import BAD, BASE, GOOD, write_model
 
 from trtdeploy.plan import Plan
+from trtdeploy.tensors import TensorSpec
 from trtdeploy.triton.config import check_config
 from trtdeploy.triton.repository import package
 
@@ -52,6 +53,22 @@ def test_a_config_that_the_plan_cannot_serve_is_reported(qdq_plan: Plan, tmp_pat
     ):
         assert changed != text
         assert any(words in message for message in errors(changed, folder, gpus=1))
+
+
+@pytest.mark.parametrize(("count", "severity"), [(9, "error"), (11, "warning")])
+def test_a_plan_whose_labels_are_not_as_many_as_its_scores_is_reported(
+    count: int, severity: str, qdq_plan: Plan, tmp_path: Path
+) -> None:
+    folder = package(qdq_plan.path, tmp_path / "models", "m").folder
+    facts = qdq_plan.manifest.model_copy(update={"labels": tuple(f"class {index}" for index in range(count))})
+    (folder / "1" / "engine.plan.json").write_text(facts.to_json())
+    found = check_config((folder / "config.pbtxt").read_text(), folder, gpus=0)
+    assert [(finding.severity, finding.message) for finding in found] == [
+        (severity, f"version 1 scores 10 classes and has {count} labels.")
+    ]
+    boxes = TensorSpec(name="logits", dtype="float32", shape=(-1, 10, 4))
+    (folder / "1" / "engine.plan.json").write_text(facts.model_copy(update={"outputs": (boxes,)}).to_json())
+    assert "labels" not in str(check_config((folder / "config.pbtxt").read_text(), folder, gpus=0))
 
 
 def test_a_config_for_a_gpu_may_be_checked_without_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,24 @@ def test_the_confusion_matrix_counts_every_sample_once(report: Report, examinati
     assert 100 * np.trace(matrix) / 359 == pytest.approx(report.validation.top1.value)
     np.testing.assert_array_equal(matrix.sum(axis=1), np.bincount(outputs.labels, minlength=10))
     np.testing.assert_array_equal(matrix.sum(axis=0), np.bincount(outputs.predictions, minlength=10))
+
+
+def test_scores_that_nothing_is_named_for_are_numbers_in_the_matrix(
+    target: PlanTarget, digits: Dataset, examination: Examination
+) -> None:
+    outputs = examination.answers.outputs
+    wide, narrow = np.pad(outputs.logits, ((0, 0), (0, 2))), outputs.logits[:, :5]
+    wide[:7, 11] = wide.max() + 1
+    for logits, size in ((wide, 12), (narrow, 10)):
+        answers = dataclasses.replace(examination.answers, outputs=dataclasses.replace(outputs, logits=logits))
+        classes = examination.classes[: min(10, logits.shape[1])]
+        made = compose(target, digits, dataclasses.replace(examination, answers=answers, classes=classes))
+        matrix = np.asarray(made.confusion)
+        assert matrix.shape == (size, size)
+        assert matrix.sum() == 359
+        assert made.classes == tuple(map(str, range(size)))
+        render(made)
+    assert matrix[:, 5:].sum() == 0
 
 
 def test_the_worst_disagreements_come_first_with_their_images(report: Report, digits: Dataset) -> None:

@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from trtdeploy.doctor.triton_releases import preflight
 from trtdeploy.errors import ModelError, UsageError
 from trtdeploy.plan import DeviceFacts, Manifest, Plan, RuntimeFacts
-from trtdeploy.triton.config import check_config, make_config, predicted_memory, read_options, schema
+from trtdeploy.triton.config import PackageOptions, check_config, make_config, predicted_memory, read_options, schema
 from trtdeploy.triton.repository import package
 
 pytest.importorskip("tritonclient.grpc")
@@ -102,6 +102,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
     [
         ("preferred_batch_sizes: [33]", "33"),
         ("{max_batch_size: 1, preferred_batch_sizes: [1]}", "need batches of more than one"),
+        ("{max_batch_size: 1, max_queue_delay_us: 5000}", "max_queue_delay_us need batches of more than one"),
         ("{preserve_ordering: true, priorities: {levels: 2, default: 1}}", "preserve_ordering"),
         ("gpus: [0]", "a CPU"),
         ("cuda_graphs: [{batch_size: 1}]", "TensorRT backend"),
@@ -124,6 +125,20 @@ def test_what_this_plan_cannot_do_is_refused(text: str, words: str, qdq_plan: Pl
 def test_a_cuda_graph_needs_a_profile(graph: str, words: str, qdq_plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=words):
         make_config(on_tensorrt(qdq_plan), "m", read_options(written(tmp_path, f"cuda_graphs: [{graph}]")))
+
+
+def test_contexts_are_refused_where_the_backend_has_none(qdq_plan: Plan) -> None:
+    with pytest.raises(UsageError, match="contexts 3 are for the Python backend") as caught:
+        make_config(on_tensorrt(qdq_plan), "m", PackageOptions(contexts=3, instances=2))
+    assert "instances 6" in str(caught.value)
+
+
+def test_a_class_without_a_label_is_refused_and_a_label_too_many_is_not(qdq_plan: Plan) -> None:
+    labels = qdq_plan.manifest.labels
+    assert labels is not None
+    with pytest.raises(ModelError, match="scores 10 classes and has 9 labels"):
+        make_config(qdq_plan.manifest.model_copy(update={"labels": labels[:9]}), "m", PackageOptions())
+    make_config(qdq_plan.manifest.model_copy(update={"labels": (*labels, "more")}), "m", PackageOptions())
 
 
 def test_warm_up_requests_come_from_a_real_sample(qdq_plan: Plan, tmp_path: Path) -> None:

@@ -165,13 +165,14 @@ def test_labels_of_several_outputs_name_no_file() -> None:
 
 def test_names_survive_the_text_format() -> None:
     name, label = 'in"put\n{}', 'Käse "rot"\t\\'
-    config = rendered(manifest(inputs=(spec(name, "float32", -1, 2),), labels=(label,)))
+    inputs, outputs = (spec(name, "float32", -1, 2),), (spec("score", "float32", -1, 1),)
+    config = rendered(manifest(inputs=inputs, outputs=outputs, labels=(label,)))
     assert config.input[0].name == name
     assert json.loads(config.parameters["trtdeploy.labels"].string_value) == [label]
 
 
 def test_options_reach_the_config() -> None:
-    config = rendered(manifest(), max_queue_delay_us=250, instances=3, max_batch_size=1)
+    config = rendered(manifest(), instances=3, max_batch_size=1)
     assert not config.HasField("dynamic_batching")  # nothing to form batches of
     assert config.instance_group[0].count == 3
     assert rendered(manifest(), max_queue_delay_us=250).dynamic_batching.max_queue_delay_microseconds == 250

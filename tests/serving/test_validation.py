@@ -325,6 +325,55 @@ def test_a_short_answer_is_a_server_error(digits: Dataset) -> None:
         validate(Function(scores), digits, ValidationOptions(batch_size=4))
 
 
+class Scoring(Function):
+    """Says how many classes it scores, as served models and plans do."""
+
+    def __init__(self, count: int, labels: tuple[str, ...] | None, *, says_so: bool = True) -> None:
+        super().__init__(lambda batch: np.zeros((len(batch), count), np.float32), labels)
+        self.score_count = count if says_so else None
+        self.asked = 0
+
+    def scores(self, batch: Array) -> Array:
+        self.asked += 1
+        return super().scores(batch)
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+@pytest.mark.parametrize(
+    ("count", "labels", "kind", "words"),
+    [
+        (12, tuple(LABELS), ModelError, "10 labels and scores 12 classes"),
+        (10, (*LABELS, "more"), ModelError, "11 labels and scores 10 classes"),
+        (5, None, DataError, "digits has 10 classes; function scores 5"),
+    ],
+)
+def test_scores_that_the_classes_do_not_fit_are_refused_before_the_split_is_sent(
+    count: int,
+    labels: tuple[str, ...] | None,
+    kind: type[Exception],
+    words: str,
+    says_so: bool,
+    digits: Dataset,
+    tmp_path: Path,
+) -> None:
+    target = Scoring(count, labels, says_so=says_so)
+    with pytest.raises(kind, match=words):
+        validate(target, digits, ValidationOptions(), ledger=Ledger(tmp_path / "ledger.json"))
+    assert target.asked == (0 if says_so else 1)
+    assert not list(tmp_path.iterdir())
+    fits = Scoring(10, tuple(LABELS))
+    fits.version = "2"
+    with pytest.raises(kind, match=words):
+        validate(fits, digits, ValidationOptions(), others=[target])
+    assert fits.asked <= 1
+
+
+def test_a_reference_that_scores_other_classes_is_refused(digits: Dataset, qdq_onnx: Path) -> None:
+    target = Scoring(12, None)
+    with pytest.raises(UsageError, match=r"function scores 12 classes, classifier.onnx 10"):
+        validate(target, digits, ValidationOptions(reference=qdq_onnx))
+
+
 def test_a_target_without_preprocessing_needs_to_be_given_one(digits: Dataset) -> None:
     class Bare(Function):
         preprocessing = None
@@ -398,6 +447,8 @@ def test_a_gate_decides_the_exit_code(qdq_plan: Plan, digits: Dataset, float_top
         (["--min-agreement", "90"], "--min-agreement needs something to agree with"),
         (["--batch-size", "33"], "33"),
         (["--url", "grpc://127.0.0.1:1", "--model", "m"], "Give --url and --model"),
+        (["--version", "7"], "--version 7 is a version on a server"),
+        (["--retries", "3"], "leave out the options of one"),
         (["--timeout", "nan"], "--timeout"),
         (["--timeout", "0"], "--timeout"),
         (["--reference", "absent.onnx"], "absent.onnx"),

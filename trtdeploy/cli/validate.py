@@ -76,8 +76,12 @@ def validate(
             elif what.compare_version:
                 raise UsageError("--compare-version asks a server; it needs --url and --model.")
             elif what.plan is not None and what.url is None and what.model is None:
-                if connection.given or transport != TransportFlags() or requests.asynchronous:
+                if connection.given or transport != TransportFlags() or requests.asynchronous or requests.retries:
                     raise UsageError("--plan asks nobody over a connection: leave out the options of one.")
+                if what.version:
+                    raise UsageError(
+                        f"--version {what.version} is a version on a server; --plan has none.", hint="Leave it out."
+                    )
                 target, own = _local(stack, what.plan, requests)
                 if facts is not None and facts.plan_sha256 != own.plan_sha256:
                     raise UsageError(f"{records.manifest} is not the manifest of {what.plan}.")

@@ -113,10 +113,10 @@ def compose(
     """
     validation = examination.report
     outputs = examination.answers.outputs
-    classes = examination.classes
+    classes = class_names(examination)
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (outputs.labels, outputs.predictions), 1)
-    shown, in_all = worst_disagreements(examination)
+    shown, in_all = worst_disagreements(examination, classes)
     stages = ledger.stages if ledger is not None and ledger.path.exists() else {}
     return Report(
         title=f"{validation.name}{' version ' + validation.version if validation.version else ''}",
@@ -144,6 +144,14 @@ def compose(
         precision=manifest.precision if manifest is not None else None,
         provenance=_provenance(target.source, dataset, target, manifest),
     )
+
+
+def class_names(examination: Examination) -> tuple[str, ...]:
+    """Return a name for every class that is true or was answered; a number where the model has no label for it."""
+    outputs, expected = examination.answers.outputs, examination.expected
+    indices = [outputs.labels, outputs.predictions, *([expected.predictions] if expected is not None else [])]
+    count = 1 + max(int(each.max()) for each in indices)
+    return (*examination.classes, *map(str, range(len(examination.classes), count)))
 
 
 def _histogram(examination: Examination) -> Histogram:

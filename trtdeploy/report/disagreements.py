@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -45,10 +46,17 @@ class Disagreement(BaseModel):
     image: str
 
 
-def worst_disagreements(examination: Examination, *, at_most: int = SHOWN) -> tuple[tuple[Disagreement, ...], int]:
+def worst_disagreements(
+    examination: Examination, classes: Sequence[str], *, at_most: int = SHOWN
+) -> tuple[tuple[Disagreement, ...], int]:
     """Return the disagreements with the largest margin, worst first, and how many there are in all.
 
     With a reference, a disagreement is an answer other than the reference's; without one, a wrong answer.
+
+    Args:
+        examination: What was answered.
+        classes: A name for every class that is true or was answered.
+        at_most: How many to return.
 
     Raises:
         DataError: An image cannot be read.
@@ -56,12 +64,11 @@ def worst_disagreements(examination: Examination, *, at_most: int = SHOWN) -> tu
     outputs, reference = examination.answers.outputs, examination.expected
     expected = reference.predictions if reference is not None else outputs.labels
     answers = outputs.predictions
-    shares = _softmax(outputs)
+    shares = _softmax(outputs, len(classes))
     rows = np.arange(len(answers))
     margins = shares[rows, answers] - shares[rows, expected]
     different = np.flatnonzero(answers != expected)
     worst = different[np.argsort(-margins[different], kind="stable")][:at_most]
-    classes = examination.classes
     return tuple(
         Disagreement(
             id=outputs.ids[row],
@@ -83,12 +90,13 @@ def _kind(label: int, expected: int, answer: int) -> Kind:
     return "lost" if expected == label else "both wrong"
 
 
-def _softmax(outputs: StageOutputs) -> NDArray[np.float64]:
+def _softmax(outputs: StageOutputs, classes: int) -> NDArray[np.float64]:
+    """Return each class's share of a sample; a class that is not scored has none."""
     shifted = outputs.logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     powers = np.exp(shifted)
     shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+    return np.pad(shares, ((0, 0), (0, max(0, classes - shares.shape[1]))))
 
 
 def _data_uri(examination: Examination, row: int) -> str:

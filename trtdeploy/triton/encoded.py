@@ -58,6 +58,7 @@ class EncodedTarget(ServedTarget):
                     hint='Give one of them the parameter "trtdeploy.labels" in its config.',
                 )
             self._index = {label.encode(): position for position, label in enumerate(known.labels)}
+            self.score_count = len(known.labels)  # the classes that are not named get the rest
             self.top_k = names[0].shape[-1] if names[0].shape[-1] != DYNAMIC else None
 
     def prepare(self, split: Split, preprocessing: Preprocessing | None, indices: Sequence[int]) -> Array:

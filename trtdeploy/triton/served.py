@@ -8,7 +8,7 @@ from collections import Counter
 from trtdeploy.errors import UsageError
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client import InferenceClient, LoopedClient, Reply, ServedModel
-from trtdeploy.validation.target import ServerTotals, Target
+from trtdeploy.validation.target import ServerTotals, Target, scores_per_sample
 
 Client = InferenceClient | LoopedClient
 """What a target can be asked through."""
@@ -43,6 +43,7 @@ class ServedTarget(Target):
         self.max_batch_size = model.max_batch_size or None
         self.preprocessing = model.preprocessing
         self.labels = model.labels
+        self.score_count = scores_per_sample(model.outputs[0])
         self.source = {
             "server": client.url,
             "transport": client.transport,

@@ -14,6 +14,7 @@ from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.statistics import NonInferiority, non_inferiority, percentile
 from trtdeploy.tensors import DYNAMIC
 from trtdeploy.validation.asking import Answers, ask
+from trtdeploy.validation.classes import check_classes, check_reference, scores_of_one
 from trtdeploy.validation.comparison import Comparison, find_comparison
 from trtdeploy.validation.consistency import Consistency, compare_versions, measure_instances
 from trtdeploy.validation.invariance import measure_variation
@@ -86,7 +87,8 @@ def examine(
         ServerError: The server does not answer, or died meanwhile. The ledger is as it was.
         UsageError: A gate was asked for without anything to compare with.
         ShapeError: The target does not take batches of these images.
-        DataError: An image cannot be read, or the dataset's classes are not the model's.
+        ModelError: The target's labels are not as many as its scores.
+        DataError: An image cannot be read, or the dataset's classes are not the model's, or more than it scores.
         LedgerError: An answer is not finite, or the ledger belongs to other samples.
     """
     preprocessing = options.preprocessing or target.preprocessing
@@ -95,6 +97,8 @@ def examine(
     label_map = map_labels(dataset, target.labels) if target.labels is not None else None
     split = dataset.split("test")
     for asked in (target, *others):
+        if asked.score_count is not None:
+            check_classes(asked, asked.score_count, dataset)
         _check_interface(asked, preprocessing, options.batch_size)
     _check_versions(target, others, options)
     # first of all: the very first answer is a cold one
@@ -106,8 +110,12 @@ def examine(
     instances = measure_instances(target, split, preprocessing) if options.max_instance_difference is not None else None
     # alone, before the load: what one caller sees, comparable with the other stages of the ledger
     one = target.prepare(split, preprocessing, [0])
+    counts = [scores_of_one(asked, one) for asked in (target, *others)]
+    for asked, count in zip((target, *others), counts, strict=True):
+        check_classes(asked, count, dataset)
     latency_ms = median_latency_ms(lambda: target.scores(one))
     against = find_comparison(target, options, ledger, split, preprocessing, label_map)
+    check_reference(target, counts[0], against.reference, against.expected)
 
     def answers_of(asked: Target) -> Answers:
         return ask(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from trtdeploy.datasets.dataset import Split
 from trtdeploy.engine import Engine
 from trtdeploy.errors import UsageError
 from trtdeploy.preprocessing import Preprocessing
-from trtdeploy.tensors import Array, TensorSpec
+from trtdeploy.tensors import DYNAMIC, Array, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Target(ABC):
         max_batch_size: Largest batch of one request; None where there is no limit.
         preprocessing: How images become its input, if it knows.
         labels: Its class names, if it knows.
+        score_count: How many classes it scores; None where its output does not say.
         source: Where the answers come from, for the ledger.
         timeout_s: How long one request may take at most; None where there is no limit.
         takes_files: Whether it takes image files as they are, and not model input.
@@ -86,6 +88,7 @@ class Target(ABC):
     max_batch_size: int | None
     preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None
+    score_count: int | None = None
     source: dict[str, Any]
     timeout_s: float | None = None
     instances: int = 1
@@ -137,6 +140,12 @@ class Target(ABC):
         return Counter()
 
 
+def scores_per_sample(output: TensorSpec) -> int | None:
+    """Return how many scores one row of an output has; None where a dimension is dynamic."""
+    row = output.shape[1:]
+    return None if DYNAMIC in row else math.prod(row)
+
+
 class PlanTarget(Target):
     """A loaded plan in this process."""
 
@@ -151,6 +160,7 @@ class PlanTarget(Target):
         self.max_batch_size = None
         self.preprocessing = manifest.preprocessing
         self.labels = manifest.labels
+        self.score_count = scores_per_sample(engine.outputs[0])
         self.instances = engine.contexts
         self.source = {
             "file": Path(path).name,

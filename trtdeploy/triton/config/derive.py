@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from trtdeploy.errors import ModelError
+from trtdeploy.errors import ModelError, UsageError
 from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest
 from trtdeploy.tensors import DYNAMIC, TensorSpec, dtype_to_triton
+from trtdeploy.triton.config.labels import unmatched_labels
 from trtdeploy.triton.config.options import CONTEXTS_KEY, DEFAULT_MAX_BATCH_SIZE, PackageOptions
 from trtdeploy.triton.config.scheduling import (
     add_cuda_graphs,
@@ -26,7 +27,9 @@ def render_config(manifest: Manifest, name: str, options: PackageOptions) -> str
     """Return the text of ``config.pbtxt``.
 
     Raises:
-        ModelError: The plan cannot take the batch size that was asked for, or a data type cannot be served.
+        ModelError: The plan cannot take the batch size that was asked for, a data type cannot be served, or a class
+            that it scores has no label.
+        UsageError: An option would change nothing.
         RuntimeUnavailableError: tritonclient is not installed.
     """
     return config_text(make_config(manifest, name, options))
@@ -63,6 +66,12 @@ def make_config(manifest: Manifest, name: str, options: PackageOptions) -> Any:
                 f"The label {broken!r} has a line break; {LABELS_FILE} of Triton's has one label a line.",
                 hint="Build the plan from a model with other labels.",
             )
+        unmatched = unmatched_labels(manifest)
+        if unmatched is not None and unmatched[1] < unmatched[0]:
+            raise ModelError(
+                f"The plan scores {unmatched[0]} classes and has {unmatched[1]} labels: the others have no name.",
+                hint="Build it from a model whose ONNX metadata names every class once, in the order of its scores.",
+            )
         config.output[0].label_filename = LABELS_FILE
     on_gpu = manifest.device.kind == "gpu"  # TensorRT-RTX has no backend of its own: the Python backend runs it
     kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
@@ -87,6 +96,11 @@ def make_config(manifest: Manifest, name: str, options: PackageOptions) -> Any:
             )
         add_cuda_graphs(config, manifest, options)
     add_warmup(config, manifest, options)
+    if on_tensorrt and options.contexts > 1:
+        raise UsageError(
+            f"contexts {options.contexts} are for the Python backend; Triton's TensorRT backend has one per instance.",
+            hint=f"Give instances {options.instances * options.contexts} instead.",
+        )
     if not on_tensorrt:
         config.parameters[CONTEXTS_KEY].string_value = str(options.contexts)
     if manifest.labels is not None:

@@ -17,6 +17,7 @@ def add_dynamic_batching(config: Any, options: PackageOptions) -> None:
         ModelError: Options of the batcher are given for a model without batches, or a preferred batch is impossible.
     """
     asked = {
+        "max_queue_delay_us": options.max_queue_delay_us,
         "preferred_batch_sizes": options.preferred_batch_sizes,
         "preserve_ordering": options.preserve_ordering,
         "queue_policy": options.queue_policy,

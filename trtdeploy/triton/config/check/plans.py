@@ -10,6 +10,7 @@ from trtdeploy.errors import TrtDeployError
 from trtdeploy.plan import Manifest, read_manifest
 from trtdeploy.tensors import dtype_to_triton
 from trtdeploy.triton.config.check.finding import Finding
+from trtdeploy.triton.config.labels import unmatched_labels
 from trtdeploy.triton.config.schema import schema
 
 
@@ -41,6 +42,16 @@ def _against(config: Any, facts: Manifest, version: str) -> Iterator[Finding]:
                 -1 not in pair and pair[0] != pair[1] for pair in zip(dims, shape, strict=True)
             ):
                 yield Finding(f"{kind} {name}", f"dims {dims} do not fit version {version}, which has {spec}.")
+    unmatched = unmatched_labels(facts)
+    if unmatched is not None:
+        scores, labels = unmatched
+        yield Finding(
+            f"output {facts.outputs[0].name}",
+            f"version {version} scores {scores} classes and has {labels} labels.",
+            "Build the plan from a model whose ONNX metadata names every class once, in the order of its scores.",
+            # one score may stand for two classes; a score without a label is an answer that nobody can name
+            severity="error" if labels < scores else "warning",
+        )
     largest = max((min(s.max[0] for s in profile.values()) for profile in facts.profiles if profile), default=None)
     if largest is not None and config.max_batch_size > largest:
         yield Finding(

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from onnx_graphs import block_network, save
+from onnx import TensorProto, helper
+from onnx_graphs import GraphMaker, as_exported, block_network, save
 
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.ptq.observe import runner
+from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
 
 
 def optimized(path: Path) -> list[str]:
@@ -42,3 +44,33 @@ def test_quantize_for_onnxruntime_runs_its_convolutions_in_integers(tmp_path: Pa
     quantize(source, written, str(tmp_path / "samples.npy"), PtqOptions(method="max", target="onnxruntime"))
     convolutions = sum(node.op_type == "Conv" for node in onnx.load(source).graph.node)
     assert optimized(written).count("QLinearConv") == convolutions > 0
+
+
+def two_readers_of_codes() -> onnx.ModelProto:
+    g = GraphMaker()
+    codes, parameters, _ = g.quantize("x", 0.03)
+    reads = [g.node("DequantizeLinear", codes, *parameters) for _ in range(2)]
+    g.node("Mul", *(g.node("Conv", read, g.weight(4, 3, 1, 1)) for read in reads), output="y")
+    return g.model({"x": ["n", 3, 6, 6]}, {"y": ["n", 4, 6, 6]})
+
+
+def test_all_that_read_the_same_codes_are_changed_together() -> None:
+    model = two_readers_of_codes()
+    unsigned = with_unsigned_activations(model)
+    changed = [node.op_type for node in unsigned.graph.node if list(node.input[2:]) == ["activation_zero_point"]]
+    assert changed == ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear"]
+    given = {"x": np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32)}
+    assert np.array_equal(as_exported(model, given)[0], as_exported(unsigned, given)[0])
+    for tactic in tactics_for(True):
+        tactic.compile(model)
+
+
+def test_codes_that_something_else_reads_too_stay_as_they_are() -> None:
+    model = two_readers_of_codes()
+    codes = model.graph.node[0].output[0]
+    model.graph.output.append(helper.make_tensor_value_info(codes, TensorProto.INT8, ["n", 3, 6, 6]))
+    assert with_unsigned_activations(model) == model
+    del model.graph.output[1]
+    model.graph.node.append(helper.make_node("Cast", [codes], ["z"], to=TensorProto.FLOAT))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 3, 6, 6]))
+    assert with_unsigned_activations(model) == model

@@ -135,6 +135,8 @@ def _fold_transposed(model: onnx.ModelProto) -> None:
         values = graph.constant(node.input[0])
         if values is not None:
             order = next((list(entry.ints) for entry in node.attribute if entry.name == "perm"), None)
+            if order is not None and sorted(order) != list(range(values.ndim)):
+                continue  # no permutation, which a runtime refuses
             folded[node.output[0]] = np.ascontiguousarray(np.transpose(values, order))
     if folded:
         kept = [node for node in model.graph.node if node.output[0] not in folded]

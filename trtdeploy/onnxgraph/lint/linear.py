@@ -104,6 +104,7 @@ def weight_readers(graph: Graph, name: str, axis: int, rank: int) -> Iterator[tu
         if reader.op_type == "Transpose":
             order = next((list(entry.ints) for entry in reader.attribute if entry.name == "perm"), None)
             order = order or list(reversed(range(rank)))
-            yield from weight_readers(graph, reader.output[0], order.index(axis), rank)
+            if axis in order:  # else its order is no permutation, which a runtime refuses
+                yield from weight_readers(graph, reader.output[0], order.index(axis), rank)
         elif reader.op_type in WEIGHTED_OPS:
             yield from ((reader, position, axis) for position in (0, 1) if list(reader.input)[position] == name)

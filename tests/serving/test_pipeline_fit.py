@@ -108,6 +108,23 @@ def test_smaller_batches_than_the_pipeline_sends_are_refused(qdq_plan: Plan, mod
     assert read_config(models / "m_pipeline").max_batch_size == 8
 
 
+def test_the_pipeline_of_a_published_model_fits_what_is_served(qdq_plan: Plan, models: Path) -> None:
+    """Packaging it anew leaves the active version: larger batches than that takes would break the pipeline."""
+    package_pipeline(qdq_plan.path, models, "m", options=PackageOptions(max_batch_size=8))
+    publish(qdq_plan.path, models, "m", options=PackageOptions(max_batch_size=8))
+    before = state(models)
+    with pytest.raises(RepositoryError, match="served with batches of up to 8; m_pipeline would send 32"):
+        package_pipeline(qdq_plan.path, models, "m")
+    assert state(models) == before
+    assert package_pipeline(qdq_plan.path, models, "m", options=PackageOptions(max_batch_size=4)).model.version == 4
+    assert read_config(models / "m").max_batch_size == 8
+    for step in (lambda: None, lambda: promote(models, "m", 4)):
+        step()
+        for name in model_names(models):
+            findings = check_config((models / name / "config.pbtxt").read_text(), models / name)
+            assert [finding for finding in findings if finding.severity == "error"] == []
+
+
 def test_a_pipeline_that_runs_one_version_keeps_it(qdq_plan: Plan, models: Path) -> None:
     edit(models, "m_pipeline", pin_version)
     publish(qdq_plan.path, models, "m")

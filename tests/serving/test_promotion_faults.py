@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +20,13 @@ from typer.testing import CliRunner
 from trtdeploy.cli.main import app
 from trtdeploy.errors import GateError, RepositoryError, ServerError, UsageError
 from trtdeploy.plan import Plan
+from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.control import ModelControl
 from trtdeploy.triton.drift import find_drift
 from trtdeploy.triton.history import read_history
+from trtdeploy.triton.pipeline import package_pipeline
 from trtdeploy.triton.promotion import promote_live
+from trtdeploy.triton.repository import package, read_config
 from trtdeploy.triton.sample import read_sample
 from trtdeploy.triton.versions import active_version, publish, rollback
 
@@ -119,6 +126,66 @@ def test_the_old_version_stays_active(
     server.faults.clear()
     promote(models, server)
     assert server.served == {"m": ["2"]}
+
+
+def test_a_packaged_version_that_comes_back_is_served_as_it_was_packaged(qdq_plan: Plan, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    folder = package(qdq_plan.path, models, "m", options=PackageOptions(instances=3, max_batch_size=8)).folder
+    publish(qdq_plan.path, models, "m", sample={"input": SAMPLE})
+    (folder / "1" / "config.pbtxt").unlink()  # as publishing left it in earlier releases
+    before = (folder / "config.pbtxt").read_bytes()
+    pair = read_sample(folder / "2")
+    assert pair is not None
+    with running(FalseTriton(pair[1], ("input", (-1, 3, 32, 32)))) as server:
+        server.to_load = lambda name: [str(active_version(folder)) if name == "m" else "2"]
+        server.faults = {("infer", False): false_triton.half_a_batch}
+        with pytest.raises(GateError):
+            promote(models, server)
+    assert (folder / "config.pbtxt").read_bytes() == before
+    assert read_config(folder).instance_group[0].count == 3
+
+
+@pytest.mark.parametrize("candidate", [True, False], ids=["candidate", "exchange"])
+@pytest.mark.parametrize("step", ["promote", "rollback"])
+def test_a_sigterm_takes_everything_back(step: str, candidate: bool, models: Path, server: FalseTriton) -> None:
+    if step == "rollback":
+        promote(models, server)
+    before, served = (models / "m" / "config.pbtxt").read_bytes(), list(server.served["m"])
+    loading = threading.Event()
+
+    def slow(handler: false_triton.Handler) -> None:
+        server.faults.clear()  # the next one is served
+        loading.set()
+        false_triton.hang(handler)
+
+    server.faults = {("load", candidate): slow}
+    tried = "1" if step == "rollback" else "2"
+    server.to_load = lambda name: [str(active_version(models / "m")) if name == "m" else tried]
+    arguments = [step, "--name", "m", "--repository", str(models), "--url", server.url]
+    process = subprocess.Popen([sys.executable, "-m", "trtdeploy", *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        assert loading.wait(30)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, "Stopped." in said) == (130, True)
+    assert (models / "m" / "config.pbtxt").read_bytes() == before
+    assert server.served == {"m": served}
+    steps = [event.step for event in read_history(models / "m").events]
+    assert steps[-1] == ("withdraw" if not candidate else "promote" if step == "rollback" else "publish")
+
+
+def test_an_ensemble_is_refused_with_the_models_to_promote_instead(
+    qdq_plan: Plan, models: Path, server: FalseTriton
+) -> None:
+    package_pipeline(qdq_plan.path, models, "e")
+    before = (models / "e_pipeline" / "config.pbtxt").read_bytes()
+    with pytest.raises(RepositoryError, match=r"e_pipeline is an ensemble.* e, e_postprocess, e_preprocess") as caught:
+        promote_live(models, "e_pipeline", url=server.url)
+    assert "Promote the one of these" in str(caught.value)
+    assert (models / "e_pipeline" / "config.pbtxt").read_bytes() == before
+    assert server.served == {"m": ["1"]}
 
 
 def test_a_server_that_does_not_confirm_the_old_version_is_said_to(models: Path, server: FalseTriton) -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import json
 import uuid
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import helper
+from typer.testing import CliRunner
 
+from trtdeploy.building import BuildConfig, build
+from trtdeploy.cli.main import app
 from trtdeploy.errors import RepositoryError
+from trtdeploy.files import sha256_bytes
 from trtdeploy.plan import Plan
+from trtdeploy.triton import remote
 from trtdeploy.triton.config import check_config
 from trtdeploy.triton.remote import checked_out
 from trtdeploy.triton.versions import list_versions, promote, prune, publish, rollback
@@ -88,6 +98,130 @@ def test_a_change_by_somebody_else_is_not_overwritten(url: str, qdq_plan: Plan) 
     with pytest.raises(RepositoryError, match="changed by somebody else"):
         promote_while_somebody_edits()
     assert store.cat_file(f"{base}/m/config.pbtxt") == b"theirs"
+
+
+def files_of(url: str) -> dict[str, bytes]:
+    store, base = fsspec.core.url_to_fs(url)
+    return {str(path).partition("/models/m/")[2]: store.cat_file(path) for path in store.find(base)}
+
+
+def whole_version(files: dict[str, bytes], number: int) -> bool:
+    """Whether the plan and the manifest of a version are one another's, and the list of versions has it."""
+    manifest = json.loads(files[f"{number}/engine.plan.json"])
+    listed = json.loads(files["versions.json"])["versions"]
+    digest = sha256_bytes(files[f"{number}/engine.plan"])
+    return bool(manifest["plan_sha256"] == digest == listed[str(number)]["plan_sha256"])
+
+
+@pytest.fixture(scope="module")
+def other_plan(qdq_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A plan of the same classifier with the opposite scores."""
+    folder = tmp_path_factory.mktemp("other")
+    model = onnx.load(qdq_onnx)
+    model.graph.node[-1].output[0] = "positive"
+    model.graph.node.append(helper.make_node("Neg", ["positive"], ["logits"]))
+    onnx.save(model, folder / "other.onnx")
+    return build(folder / "other.onnx", folder / "other.plan", BuildConfig(timing_rounds=1))
+
+
+def try_to_add(plan: Plan, url: str) -> int | None:
+    """Return the version, or None where the publisher was told that somebody else was faster."""
+    try:
+        return add(plan, url)
+    except RepositoryError as error:
+        changed = "by somebody else meanwhile" in error.message and "run the command again" in str(error)
+        if not changed and f"{url}/m holds files and no config.pbtxt" not in error.message:
+            raise
+        return None
+
+
+@pytest.mark.parametrize(("first", "moment"), [*((True, at) for at in range(9)), *((False, at) for at in range(7))])
+def test_of_two_publishers_each_version_stands_or_is_refused(
+    first: bool, moment: int, url: str, qdq_plan: Plan, other_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One publishes while the other one is between two writes of his upload; nothing is lost without a word."""
+    if not first:
+        add(qdq_plan, url)
+    store, _ = fsspec.core.url_to_fs(url)
+    write, check = type(store).pipe_file, remote._check_unchanged
+    results: list[int | None] = []
+    steps = 0
+
+    def meanwhile() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == moment + 1:
+            results.append(try_to_add(other_plan, url))
+
+    @functools.wraps(write)
+    def interrupted(self: Any, path: str, *arguments: Any, **options: Any) -> None:
+        if not path.endswith(("versions.json", "m/config.pbtxt")):
+            meanwhile()  # right before the write: all looks are behind us
+        write(self, path, *arguments, **options)
+
+    def looking(*arguments: Any) -> None:
+        meanwhile()
+        check(*arguments)
+
+    monkeypatch.setattr(type(store), "pipe_file", interrupted)
+    monkeypatch.setattr(remote, "_check_unchanged", looking)
+    results.append(try_to_add(qdq_plan, url))
+    assert len(results) == 2
+    done = [number for number in results if number is not None]
+    assert done, "one of the two is through"
+    assert len(set(done)) == len(done)
+    expected = sorted([*done, *([] if first else [1])])
+    files = files_of(url)
+    assert sorted({int(name.split("/")[0]) for name in files if name[0].isdigit()}) == expected
+    assert all(whole_version(files, number) for number in expected)
+    assert active(url) == [1 if not first else done[0]]
+    monkeypatch.undo()
+    again = add(qdq_plan, url)
+    assert again == max(expected) + 1
+    assert whole_version(files_of(url), again)
+
+
+def test_a_look_writes_nothing(url: str, qdq_plan: Plan) -> None:
+    add(qdq_plan, url)
+    with checked_out(url, "m") as root:
+        list_versions(root, "m")
+        add(qdq_plan, url)  # by somebody else: no business of ours
+    assert len(json.loads(files_of(url)["versions.json"])["versions"]) == 2
+
+
+@pytest.mark.parametrize("kept", ["create", "silent", "unknown"])
+def test_stores_differ_in_exclusive_creation(kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fsspec.filesystem("memory")
+    write, path = type(store).pipe_file, f"/{uuid.uuid4().hex}/1/a"
+
+    def without_mode(self: Any, path: str, value: bytes) -> None:
+        write(self, path, value)
+
+    def unknown(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
+        if mode == "create":
+            raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+        write(self, path, value)
+
+    if kept != "create":
+        monkeypatch.setattr(type(store), "pipe_file", without_mode if kept == "silent" else unknown)
+    remote._create(store, path, b"ours")
+    with pytest.raises(RepositoryError, match="written by somebody else"):
+        remote._create(store, path, b"theirs")
+    assert store.cat_file(path) == b"ours"
+
+
+@pytest.mark.parametrize("command", ["package", "package --check", "serve", "check"])
+def test_commands_that_need_a_folder_refuse_a_url(
+    command: str, qdq_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *flags = command.split()
+    where = ["--name", "m", "--repository"] if name == "package" else []
+    plan = [str(qdq_plan.path)] if name == "package" else []
+    done = CliRunner().invoke(app, [name, *plan, *flags, *where, "s3://bucket/models"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert "s3://bucket/models is a URL" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_uploads_nothing(url: str, qdq_plan: Plan) -> None:

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from trtdeploy.errors import ModelError, PlanCorruptError, RepositoryError
+from trtdeploy.cli.main import app
+from trtdeploy.errors import ModelError, PlanCorruptError, RepositoryError, UsageError
 from trtdeploy.plan import DeviceFacts, Plan, RuntimeFacts, write_plan
 from trtdeploy.triton.config import PackageOptions, check_config
+from trtdeploy.triton.config.options import VersionPolicy
 from trtdeploy.triton.deployed import compare
+from trtdeploy.triton.pipeline import package_pipeline
 from trtdeploy.triton.repository import package, read_config, versions
 from trtdeploy.triton.sample import difference, read_sample
 from trtdeploy.triton.versions import active_version, list_versions, promote, prune, publish, rollback
@@ -49,6 +53,55 @@ def test_a_packaged_model_can_be_published_to(qdq_plan: Plan, models: Path) -> N
     promote(models, "m")
     assert rollback(models, "m").version == 1
     assert [entry.facts is None for entry in list_versions(models, "m")] == [True, False]
+
+
+def served_with(folder: Path) -> tuple[int, int]:
+    config = read_config(folder)
+    return config.max_batch_size, config.instance_group[0].count
+
+
+def test_a_rollback_to_a_packaged_version_serves_it_as_it_was_packaged(qdq_plan: Plan, models: Path) -> None:
+    folder = package(qdq_plan.path, models, "m", options=PackageOptions(instances=3, max_batch_size=8)).folder
+    with (folder / "config.pbtxt").open("a") as config:
+        config.write("response_cache { enable: true }\n")  # by hand, which is in order before anything is published
+    publish(qdq_plan.path, models, "m")
+    assert served_with(folder) == (8, 3)
+    promote(models, "m")
+    assert served_with(folder) == (32, 1)
+    assert rollback(models, "m").version == 1
+    assert served_with(folder) == (8, 3)
+    assert read_config(folder).response_cache.enable
+    assert active_version(folder) == 1
+    promote(models, "m")
+    assert (served_with(folder), read_config(folder).response_cache.enable) == ((32, 1), False)
+
+
+def test_a_copied_version_keeps_the_config_that_it_was_served_with(qdq_plan: Plan, models: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m", options=PackageOptions(max_batch_size=8)).folder
+    publish(qdq_plan.path, models, "m")
+    (folder / "1" / "config.pbtxt").unlink()  # as older releases of other tools have left it
+    promote(models, "m")
+    rollback(models, "m")
+    assert served_with(folder) == (8, 1)
+
+
+def test_packaging_onto_a_published_model_changes_nothing_that_is_served(qdq_plan: Plan, models: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m").folder
+    before = (folder / "config.pbtxt").read_bytes()
+    of_model = ["--name", "m", "--repository", str(models), "--max-batch-size", "4"]
+    done = CliRunner().invoke(app, ["package", str(qdq_plan.path), *of_model])
+    assert done.stdout.startswith(f"{folder}: version 2, active is 1\n")
+    assert (folder / "config.pbtxt").read_bytes() == before
+    check = ["package", str(qdq_plan.path), *of_model, "--check", "--json"]
+    compared = CliRunner().invoke(app, check)
+    facts = json.loads(compared.stdout)
+    assert (compared.exit_code, facts["deployed_as"], facts["active"]) == (1, [1, 2], 1)
+    assert "-max_batch_size: 32\n+max_batch_size: 4" in facts["config_diff"]
+    promote(models, "m")
+    assert served_with(folder) == (4, 1)
+    assert CliRunner().invoke(app, check).exit_code == 0
+    rollback(models, "m")
+    assert served_with(folder) == (32, 1)
 
 
 def test_packaging_onto_published_versions_is_no_edit_by_hand(qdq_plan: Plan, models: Path) -> None:
@@ -108,6 +161,29 @@ def test_pruning_keeps_what_is_served_and_what_was(qdq_plan: Plan, models: Path)
     assert prune(models, "m", keep=1) == []
 
 
+@pytest.mark.parametrize(
+    ("policy", "left"), [("specific { versions: [ 1, 3 ] }", [1, 3, 4]), ("all { }", [1, 2, 3, 4])]
+)
+def test_pruning_keeps_every_version_that_is_served(policy: str, left: list[int], qdq_plan: Plan, models: Path) -> None:
+    for _ in range(4):
+        folder = package(qdq_plan.path, models, "m").folder
+    with (folder / "config.pbtxt").open("a") as config:
+        config.write(f"version_policy {{ {policy} }}\n")
+    assert prune(models, "m", keep=1) == [number for number in range(1, 5) if number not in left]
+    assert versions(folder) == left
+    assert no_errors(folder)
+
+
+def test_a_number_that_is_given_anew_after_a_killed_pruning_can_be_pruned(qdq_plan: Plan, models: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m").folder
+    for _ in range(2):
+        publish(qdq_plan.path, models, "m")
+    (folder / "2").rename(folder / ".pruned-2")  # and there it was killed
+    publish(qdq_plan.path, models, "m", version=2)
+    assert prune(models, "m", keep=1) == [2]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["1", "3"]
+
+
 def test_a_damaged_plan_is_not_promoted(qdq_plan: Plan, models: Path) -> None:
     folder = publish(qdq_plan.path, models, "m").folder
     publish(qdq_plan.path, models, "m")
@@ -149,6 +225,79 @@ def test_a_link_out_of_the_repository_is_refused(qdq_plan: Plan, models: Path, t
     for call in (lambda: publish(qdq_plan.path, models, "m"), lambda: promote(models, "m", 1)):
         with pytest.raises(RepositoryError, match="leads out of the repository"):
             call()
+
+
+def test_packaging_writes_nothing_through_a_link_out_of_the_repository(
+    qdq_plan: Plan, models: Path, tmp_path: Path
+) -> None:
+    models.mkdir()
+    outside = package(qdq_plan.path, tmp_path / "elsewhere", "m").folder
+    (models / "m").symlink_to(outside)
+    package_pipeline(qdq_plan.path, tmp_path / "elsewhere", "p")
+    (models / "n_pipeline").symlink_to(tmp_path / "elsewhere" / "p_pipeline")
+    before = {path: path.read_bytes() for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()}
+    for call in (
+        lambda: package(qdq_plan.path, models, "m"),
+        lambda: package_pipeline(qdq_plan.path, models, "m"),
+        lambda: package_pipeline(qdq_plan.path, models, "n"),
+    ):
+        with pytest.raises(RepositoryError, match="leads out of the repository"):
+            call()
+    assert {path: path.read_bytes() for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()} == before
+    assert not (models / "n").exists()
+
+
+def test_a_model_without_a_version_is_named(qdq_plan: Plan, models: Path) -> None:
+    folder = package(qdq_plan.path, models, "m").folder
+    shutil.rmtree(folder / "1")
+    for live in ([], ["--url", "http://127.0.0.1:9"]):
+        done = CliRunner().invoke(app, ["promote", "--name", "m", "--repository", str(models), *live])
+        assert done.exit_code == 2
+        assert f"{folder} has no version" in done.stderr
+
+
+@pytest.mark.parametrize("content", [b'name: "\xff\xfe"', b"name: {", b"unheard_of: 1"])
+def test_a_damaged_config_of_a_version_is_named_and_never_served(content: bytes, qdq_plan: Plan, models: Path) -> None:
+    folder = publish(qdq_plan.path, models, "m").folder
+    publish(qdq_plan.path, models, "m")
+    (folder / "2" / "config.pbtxt").write_bytes(content)
+    before = (folder / "config.pbtxt").read_bytes()
+    for more in ([], ["--force"], ["--url", "http://127.0.0.1:9"]):
+        done = CliRunner().invoke(app, ["promote", "--name", "m", "--repository", str(models), *more])
+        assert done.exit_code == 2
+        assert f"error: {folder / '2' / 'config.pbtxt'}" in done.stderr
+    assert (folder / "config.pbtxt").read_bytes() == before
+
+
+def test_a_version_policy_is_refused_where_promotion_says_what_is_served(qdq_plan: Plan, models: Path) -> None:
+    options = PackageOptions(version_policy=VersionPolicy(all=True))
+    with pytest.raises(UsageError, match="version_policy was given for m, which is published"):
+        publish(qdq_plan.path, models, "m", options=options)
+    assert not models.exists()
+    folder = publish(qdq_plan.path, models, "m").folder
+    with pytest.raises(UsageError, match="Leave version_policy out"):
+        package(qdq_plan.path, models, "m", options=options)
+    assert versions(folder) == [1]
+
+
+def test_a_version_policy_is_applied_to_a_packaged_model(qdq_plan: Plan, models: Path) -> None:
+    folder = package(qdq_plan.path, models, "m").folder
+    for policy, kind in ((VersionPolicy(all=True), "all"), (VersionPolicy(latest=2), "latest")):
+        options = PackageOptions(version_policy=policy)
+        package(qdq_plan.path, models, "m", options=options)
+        assert read_config(folder).version_policy.WhichOneof("policy_choice") == kind
+        assert compare(qdq_plan.path, models, "m", options).same
+    package(qdq_plan.path, models, "m")  # which says nothing about it
+    assert read_config(folder).version_policy.latest.num_versions == 2
+
+
+def test_a_taken_version_is_refused_and_nothing_has_changed(qdq_plan: Plan, models: Path) -> None:
+    folder = package(qdq_plan.path, models, "m").folder
+    before = (folder / "config.pbtxt").read_bytes()
+    with pytest.raises(RepositoryError, match="already has a version 1"):
+        publish(qdq_plan.path, models, "m", version=1)
+    assert (folder / "config.pbtxt").read_bytes() == before
+    assert not (folder / "1" / "config.pbtxt").exists()
 
 
 def test_versions_that_are_not_there(qdq_plan: Plan, models: Path) -> None:

@@ -56,6 +56,12 @@ def checked_out(repository: str | Path, name: str) -> Iterator[Path]:
         local.mkdir()
         try:
             there = _download(store, place, local / name)
+            if there and CONFIG_FILE not in there:
+                raise RepositoryError(
+                    f"{str(repository).rstrip('/')}/{name} holds files and no {CONFIG_FILE}: somebody is adding the "
+                    "first version right now, or was killed at it.",
+                    hint="Try again in a moment; if nobody is at it, remove the folder.",
+                )
             _download_other_configs(store, root.rstrip("/"), local, name)
             before = {path: sha256_file(local / name / path) for path in there}
             yield local

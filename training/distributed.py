@@ -74,6 +74,9 @@ class Workers:
         Args:
             model: The network; its batch norms are replaced by ones that share their state.
             ranges: Parameters that its forward uses without owning them.
+
+        Raises:
+            UsageError: A batch norm computes something of its own.
         """
         if self.count == 1:
             return model
@@ -163,12 +166,12 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - the base class's name
         pass  # the layer that this stands for has run on such inputs
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name, by which a caller may give it
         if not self.training:
-            return super().forward(inputs)
-        axes = [axis for axis in range(inputs.dim()) if axis != 1]
-        shape = [1, -1] + [1] * (inputs.dim() - 2)
-        values = inputs.float()
+            return super().forward(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        values = input.float()
         count = values.numel() // values.shape[1] * dist.get_world_size()
         mean = _sum_over_workers(values.sum(axes)) / count
         centred = values - mean.reshape(shape)
@@ -183,7 +186,10 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         outputs = centred * (variance + self.eps).rsqrt().reshape(shape)
         if self.affine:
             outputs = outputs * self.weight.reshape(shape) + self.bias.reshape(shape)
-        return outputs.to(inputs.dtype)
+        return outputs.to(input.dtype)
+
+
+_PLAIN_FORWARDS = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward, _GlobalBatchNorm.forward)
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:
@@ -192,9 +198,16 @@ def _sum_over_workers(values: Tensor) -> Tensor:
 
 
 def _share_batch_norm(model: nn.Module) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, _GlobalBatchNorm):
-                twin = _GlobalBatchNorm.__new__(_GlobalBatchNorm)
-                twin.__dict__ = child.__dict__  # one state under two classes: parameters, buffers, hooks and mode
-                setattr(parent, name, twin)
+    for path, child in list(model.named_modules(remove_duplicate=False)):  # one layer may have two names
+        if not isinstance(child, nn.modules.batchnorm._BatchNorm):
+            continue
+        if type(child).forward not in _PLAIN_FORWARDS:
+            raise UsageError(
+                f"{path} is a batch norm of the class {type(child).__name__} with a forward of its own, so several "
+                "processes cannot share its statistics.",
+                hint="Train in one process, or build the network from torch's own batch norm.",
+            )
+        twin = _GlobalBatchNorm.__new__(_GlobalBatchNorm)
+        twin.__dict__ = child.__dict__  # one state under two classes: parameters, buffers, hooks and mode
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, twin)

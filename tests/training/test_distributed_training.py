@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import nn
 
 from training.distributed import Workers
 from training.loop import metrics_path_for
@@ -110,3 +112,47 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused():
         Workers(0, 2).part_of(33)
     with pytest.raises(UsageError, match="fewer than 2 each"):
         Workers(0, 4).part_of(4)
+
+
+class TwoNames(nn.Module):
+    """A batch norm that has two names and is called by keyword."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first = norm
+        self.second = norm
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.second(input=self.first(input=images))
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.relu(super().forward(images))
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A group of one process, in which what several share can be compared with what one has."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_shared_batch_norm_is_called_as_the_one_that_it_stands_for(process_group):
+    torch.manual_seed(0)
+    alone, shared, images = (
+        TwoNames(nn.BatchNorm2d(3)),
+        TwoNames(nn.BatchNorm2d(3)),
+        torch.randn(4, 3, 5, 5),
+    )
+    parallel = Workers(0, 2).parallel(shared, [])
+    assert type(shared.first) is type(shared.second) is not nn.BatchNorm2d
+    assert torch.allclose(parallel(images), alone(images), atol=1e-5)
+    assert torch.allclose(shared.first.running_var, alone.first.running_var)
+    assert torch.allclose(shared.eval()(images), alone.eval()(images), atol=1e-5)
+
+
+def test_a_batch_norm_that_does_more_is_not_taken_for_a_plain_one(process_group):
+    with pytest.raises(UsageError, match="a batch norm of the class NormWithActivation"):
+        Workers(0, 2).parallel(TwoNames(NormWithActivation(3)), [])

@@ -109,6 +109,28 @@ def test_a_model_in_fp16_keeps_its_type(tmp_path: Path) -> None:
     assert all((numpy_helper.to_array(scale) > 0).all() for scale in scales)
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_weights_and_activations_keep_their_type(kind: int) -> None:
+    """ONNX Runtime has no kernels for BF16 on processors, so the types are checked by ONNX's inference."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    if dtype == np.float32:
+        pytest.skip("this onnx reads BF16 as float32")
+    g = GraphMaker()
+    codes = g.constant(np.random.default_rng(0).integers(0, 256, (4, 4, 1, 1)).astype(np.uint8))
+    zero = g.constant(np.uint8(100))
+    of_input, of_weight = (g.constant(np.array(scale, np.float32).astype(dtype)) for scale in (0.03, 0.01))
+    read = g.node("DequantizeLinear", g.node("QuantizeLinear", "x", of_input, zero), of_input, zero)
+    g.node("Conv", read, g.node("DequantizeLinear", codes, of_weight, zero), output="y")
+    model = g.model({"x": [1, 4, 5, 5]}, {"y": [1, 4, 5, 5]}, opset=22, dtype=kind)
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    model.ir_version = 10
+    onnx.checker.check_model(model, full_check=True)
+    fixed = fix(model).model
+    assert lint(fixed) == []
+    onnx.checker.check_model(fixed, full_check=True)
+    assert {tensor.data_type for tensor in fixed.graph.initializer} == {kind, TensorProto.INT8}
+
+
 def test_a_dead_channel_in_fp16_gets_the_smallest_scale_that_is_not_zero() -> None:
     g = GraphMaker()
     codes = g.constant(np.concatenate([np.zeros((1, 4, 1, 1)), np.full((3, 4, 1, 1), 90)]).astype(np.uint8))

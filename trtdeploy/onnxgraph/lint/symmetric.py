@@ -25,7 +25,7 @@ _KEEP_SIGN = frozenset(
 )
 _KEEP_SIGN_OF_ALL = frozenset({"Concat", "Add", "Mul"})
 _POSITIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax"})
-_FLOATS = (np.float16, np.float32)
+_FLOATS = frozenset({"float16", "bfloat16", "float32"})
 _CODES = (np.int8, np.uint8, np.int16, np.uint16)
 
 
@@ -153,7 +153,7 @@ class Rewriter:
         except ModelError:
             return  # its scales do not fit its codes: nobody knows what they stand for
         old = self._graph.constant(dequantize.input[1])
-        if values is None or old is None or values.dtype not in _FLOATS or not np.isfinite(values).all():
+        if values is None or old is None or values.dtype.name not in _FLOATS or not np.isfinite(values).all():
             return
         if not self._is_weight(pair):
             # a bias, or a parameter of a BN: TensorRT wants floats

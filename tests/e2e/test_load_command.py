@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,16 @@ from trtdeploy.cli.main import app
 from trtdeploy.errors import ServerError
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array
-from trtdeploy.triton.client import DeadlineExceededError, ServedModel, ServerUnavailableError, connect
+from trtdeploy.triton.client import (
+    DeadlineExceededError,
+    QueueFullError,
+    ServedModel,
+    ServerUnavailableError,
+    connect,
+)
 from trtdeploy.triton.client.prepared import PreparedRequests
+from trtdeploy.triton.config import PackageOptions
+from trtdeploy.triton.config.options import QueuePolicy
 from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.repository import package
 from trtdeploy.triton.server import TritonServer
@@ -32,6 +41,9 @@ QUICK = ("--warm-up", 0, "--window", 0.1, "--max-windows", 3, "--json")
 def server(qdq_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     repository = tmp_path_factory.mktemp("load") / "models"
     package(qdq_plan.path, repository, "digits")
+    # batches of 32 never come about, so that one request at a time waits for the whole delay
+    one = QueuePolicy(max_queue_size=1)
+    package(qdq_plan.path, repository, "narrow", options=PackageOptions(max_queue_delay_us=3_000, queue_policy=one))
     with TritonServer(repository, find_tritonserver(), http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
 
@@ -66,6 +78,38 @@ def test_the_search_ends_with_a_rate_or_with_exit_code_1(server: TritonServer) -
     impossible = load(*common, "--slo-p99-ms", 0.001, "--window", 0.05)
     assert impossible.exit_code == 1
     assert json.loads(impossible.stdout)["slo"]["best"] is None
+
+
+@pytest.mark.parametrize(("scheme", "stream"), [("grpc", False), ("grpc", True), ("http", False)])
+def test_a_full_queue_is_said_so_whatever_the_way(scheme: str, stream: bool, server: TritonServer) -> None:
+    batch = {"input": np.zeros((1, 3, 32, 32), np.float32)}
+    url = server.grpc_url if scheme == "grpc" else server.http_url
+
+    def ask(_: int) -> str:
+        try:
+            client.infer(model, batch)
+        except QueueFullError as error:
+            return error.message
+        return ""
+
+    with connect(url, stream=stream) as client, ThreadPoolExecutor(6) as threads:
+        model = client.describe("narrow")
+        answers = list(threads.map(ask, range(6)))
+    refused = list(filter(None, answers))
+    assert 0 < len(refused) < 6
+    assert all("as many wait already as the model's queue may hold" in text for text in refused)
+
+
+def test_a_load_that_fills_the_queue_is_measured(server: TritonServer) -> None:
+    common = ("--url", server.grpc_url, "--model", "narrow", *QUICK, "--window", 0.3)
+    done = load(*common, "--concurrency", 8, "--rate", 600)
+    assert done.exit_code == 0, done.output
+    closed, opened = json.loads(done.stdout)["points"]
+    assert closed["refused"] > 0
+    assert opened["refused"] > 0.2 * 600 * 0.9
+    assert opened["requests"] + opened["refused"] == pytest.approx(opened["offered_per_s"] * 0.9, rel=0.1)
+    shown = load(*common[:-3], "--concurrency", 8, "--window", 0.1)
+    assert "REFUSED by the queue" in shown.stdout
 
 
 def test_validate_puts_the_server_s_times_into_its_report(server: TritonServer, tmp_path: Path) -> None:

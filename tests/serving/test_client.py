@@ -23,12 +23,15 @@ from trtdeploy.triton.client import (
     ConnectionOptions,
     Endpoint,
     InferenceClient,
+    ModelNotReadyError,
+    QueueFullError,
     RequestLimits,
     ServedModel,
     ServerUnavailableError,
     connect,
     connect_async,
 )
+from trtdeploy.triton.client.failures import Failures
 from trtdeploy.triton.client.grpc import channel_arguments, metadata_of
 from trtdeploy.triton.control import ModelControl
 
@@ -432,6 +435,49 @@ def test_a_gateway_that_wants_a_token_is_said_so(status: str) -> None:
     ):
         client.describe("m")
     assert "s3cret" not in str(caught.value)
+
+
+FULL = "[request id: <id_unknown>] Exceeds maximum queue size"
+NOT_READY = "'m' version 1 is not at ready state"
+
+
+@pytest.mark.parametrize("status", ["StatusCode.UNAVAILABLE", "503", "400", "None"])
+@pytest.mark.parametrize(
+    ("message", "kind", "words"),
+    [
+        (FULL, QueueFullError, "as many wait already as the model's queue may hold"),
+        (NOT_READY, ModelNotReadyError, "does not serve this version of the model now"),
+    ],
+)
+def test_a_server_that_answers_is_not_said_to_be_unreachable(
+    status: str, message: str, kind: type[ServerError], words: str
+) -> None:
+    error = Failures(Endpoint.parse("grpc://127.0.0.1:1"), ConnectionOptions(), RequestLimits()).status(status, message)
+    assert type(error) is kind
+    assert words in str(error)
+    assert message in str(error)
+    assert "Is it running" not in str(error)
+
+
+@pytest.mark.parametrize(("message", "kind", "times"), [(FULL, QueueFullError, 3), (NOT_READY, ModelNotReadyError, 1)])
+def test_a_full_queue_is_asked_again_and_a_version_that_is_not_loaded_is_not(
+    message: str, kind: type[ServerError], times: int
+) -> None:
+    asked: list[bytes] = []
+
+    def behave(connection: socket.socket) -> None:
+        while request := connection.recv(65536):
+            asked.append(request)
+            body = json.dumps({"error": message}).encode()
+            connection.sendall(b"HTTP/1.1 503 Unavailable\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    with (
+        server_that(behave) as address,
+        connect(f"http://{address}", timeout_s=10, retries=2) as client,
+        pytest.raises(kind),
+    ):
+        client.statistics(MODEL)
+    assert len(asked) == times
 
 
 @pytest.mark.parametrize("status", ["502 Bad Gateway", "503 Service Unavailable"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +13,7 @@ from trtdeploy.load import ClosedLoop, LoadPoint, OpenLoop, WindowOptions, measu
 from trtdeploy.load.arrivals import Sample
 from trtdeploy.load.measurement import is_stable, keeps_pace
 from trtdeploy.statistics import Interval
+from trtdeploy.triton.client import DeadlineExceededError, QueueFullError
 from trtdeploy.validation import ServerTotals
 
 QUICK = WindowOptions(warm_up_s=0, window_s=0.15, max_windows=3)
@@ -105,6 +107,64 @@ def test_the_first_failure_ends_the_run(arrivals: ClosedLoop | OpenLoop) -> None
     assert threading.active_count() == before
 
 
+class Queue:
+    """One instance that takes a known time, and a queue of one; more are refused at once."""
+
+    def __init__(self, service_s: float, error: Callable[[], Exception]) -> None:
+        self._places, self._instance = threading.Semaphore(2), threading.Lock()
+        self._service_s, self._error = service_s, error
+        self.refused = 0
+
+    def send(self, number: int) -> None:
+        if not self._places.acquire(blocking=False):
+            self.refused += 1
+            raise self._error()
+        try:
+            with self._instance:
+                time.sleep(self._service_s)
+        finally:
+            self._places.release()
+
+
+def late(*, dropped: bool) -> Exception:
+    return DeadlineExceededError("too late", dropped_by_server=dropped)
+
+
+@pytest.mark.parametrize("error", [lambda: QueueFullError("full"), lambda: late(dropped=True)], ids=["full", "dropped"])
+def test_what_the_queue_refuses_is_counted_and_no_end(error: Callable[[], Exception]) -> None:
+    queue = Queue(0.02, error)
+    options = WindowOptions(warm_up_s=0, window_s=0.25, max_windows=3)
+    opened = measure(queue.send, OpenLoop(200, seed=1, senders=8), options)
+    assert opened.offered_per_s is not None
+    assert opened.refused > 0.5 * opened.offered_per_s * 0.75
+    assert opened.unsent == 0  # who is refused was sent
+    assert opened.requests + opened.refused == pytest.approx(opened.offered_per_s * 0.75, abs=3)
+    assert opened.latency_ms["p99"].value < 200
+    assert opened.requests_per_s < 60
+    assert not opened.stable
+    queue = Queue(0.02, error)
+    closed = measure(queue.send, ClosedLoop(6), options)
+    assert 0 < closed.refused <= queue.refused < 6 * 0.8 / 0.01
+    assert closed.requests_per_s == pytest.approx(50, rel=0.4)
+    assert measure(Queue(0.001, error).send, ClosedLoop(2), QUICK).refused == 0
+
+
+def test_a_client_that_gave_up_is_a_failure_and_no_refusal() -> None:
+    def send(number: int) -> None:
+        raise late(dropped=False)
+
+    with pytest.raises(DeadlineExceededError):
+        measure(send, ClosedLoop(1), QUICK)
+
+
+def test_where_all_are_refused_the_error_says_so() -> None:
+    def send(number: int) -> None:
+        raise QueueFullError("full")
+
+    with pytest.raises(ServerError, match=r"the model's queue refused \d+"):
+        measure(send, ClosedLoop(1), QUICK)
+
+
 def test_no_answer_at_all_is_an_error_not_a_zero() -> None:
     with pytest.raises(ServerError, match="Not one request"):
         measure(lambda number: time.sleep(0.4), ClosedLoop(1), WindowOptions(warm_up_s=0, window_s=0.05, max_windows=3))
@@ -142,6 +202,17 @@ def test_the_highest_rate_that_keeps_the_promise_is_found_and_confirmed_with_mor
     assert asked[-1][1] > 2 * asked[0][1]
     assert result.confirmations == (result.best,)
     assert search_rate(lambda rate, _: point_at(rate, 100), p99_ms=1, capacity_per_s=120).best is None
+
+
+def test_a_rate_at_which_the_queue_refuses_requests_does_not_count() -> None:
+    def measure_rate(rate: float, requests: int) -> LoadPoint:
+        return point_at(rate, 1000).model_copy(update={"refused": 1 if rate > 30 else 0})
+
+    result = search_rate(measure_rate, p99_ms=100, capacity_per_s=100)
+    assert result.best is not None
+    assert result.best.rate_per_s == pytest.approx(30, abs=100 / 2**5)
+    assert all(point.refused == 0 for point in result.confirmations)
+    assert any(point.refused for point in result.tried)
 
 
 def test_one_burst_of_other_work_does_not_mislead_the_search() -> None:

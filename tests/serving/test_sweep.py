@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ ONE = Candidate(instances=1, max_batch_size=8, preferred_batch_sizes=(), max_que
 SPACE = SweepSpace(instances=(1, 2), max_batch_size=(1, 8), max_queue_delay_us=(0, 500), concurrency=(1, 4))
 
 
-def load_point(rate: float, p99_ms: float, *, stable: bool = True, concurrency: int = 1) -> LoadPoint:
+def load_point(rate: float, p99_ms: float, *, stable: bool = True, concurrency: int = 1, refused: int = 0) -> LoadPoint:
     level = Interval(value=p99_ms, low=p99_ms, high=p99_ms)
     return LoadPoint(
         concurrency=concurrency,
@@ -40,10 +41,11 @@ def load_point(rate: float, p99_ms: float, *, stable: bool = True, concurrency: 
         mean_ms=p99_ms,
         server_ms=None,
         stable=stable,
+        refused=refused,
     )
 
 
-def swept(rate: float, p99_ms: float, **options: bool) -> SweepPoint:
+def swept(rate: float, p99_ms: float, **options: Any) -> SweepPoint:
     return SweepPoint(candidate=ONE, point=load_point(rate, p99_ms, **options))
 
 
@@ -120,6 +122,14 @@ def test_the_rule_of_the_choice() -> None:
         ranked(points[3:], None)
 
 
+def test_a_load_that_fills_the_queue_is_not_chosen() -> None:
+    full, fits = swept(90, 2, refused=3), swept(50, 5)
+    assert pareto([full, fits]) == [fits]
+    assert ranked([full, fits], None) == [fits]
+    with pytest.raises(GateError, match=r"\(1 filled the queue\)"):
+        ranked([full], None)
+
+
 def test_results_survive_and_belong_to_one_sweep(tmp_path: Path) -> None:
     path, head = tmp_path / "r.jsonl", {"model": "m", "space": [1, 2]}
     first = SweepResults(path, head)
@@ -142,6 +152,20 @@ def test_results_survive_and_belong_to_one_sweep(tmp_path: Path) -> None:
 def test_a_head_without_results_is_no_obstacle(tmp_path: Path) -> None:
     SweepResults(tmp_path / "r.jsonl", {"model": "m"})
     assert SweepResults(tmp_path / "r.jsonl", {"model": "n"}).points == []
+
+
+@pytest.mark.parametrize("content", ["one line\n", "{}", '{"precious": 1}', "[1, 2]", "7", "a\nb\n"])
+def test_a_file_that_is_none_of_a_sweep_stays(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "precious.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"is not the file of a sweep.\nName another"):
+        SweepResults(path, {"model": "m"})
+    assert path.read_text() == content
+
+
+def test_an_empty_file_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").touch()
+    assert SweepResults(tmp_path / "r.jsonl", {"model": "m"}).points == []
 
 
 class Rehearsal(Sweep):

@@ -122,5 +122,6 @@ def _as_text(point: LoadPoint) -> str:
         f"{kind:<16} {point.samples_per_s:9.1f} samples/s  {latency} ms"
         + (f"  ({parts})" if parts else "")
         + (f"  {point.unsent} never sent" if point.unsent else "")
+        + (f"  {point.refused} REFUSED by the queue" if point.refused else "")
         + ("" if point.stable else "  NOT STABLE")
     )

@@ -208,6 +208,7 @@ def _show(run: Sweep, found: SweepResults) -> None:
             "Pareto" if id(entry) in front else "",
             "as deployed" if entry.candidate == run.as_deployed else "",
             "" if entry.point.stable else "NOT STABLE",
+            f"{entry.point.refused} REFUSED" if entry.point.refused else "",
         ]
         p50_ms = entry.point.latency_ms["p50"].value
         table.add_row(
@@ -227,6 +228,9 @@ def _show(run: Sweep, found: SweepResults) -> None:
     unstable = sum(not entry.point.stable for entry in found.points)
     if unstable:
         typer.echo(f"{unstable} of {len(found.points)} loads were not stable: none of these is chosen.")
+    full = sum(entry.point.refused > 0 for entry in found.points)
+    if full:
+        typer.echo(f"{full} of {len(found.points)} loads filled the model's queue: none of these is chosen.")
 
 
 def _facts(run: Sweep, found: SweepResults) -> dict[str, Any]:

@@ -9,17 +9,22 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
+
+from trtdeploy.triton.client import DeadlineExceededError, QueueFullError
 
 Send = Callable[[int], object]
 """Sends request number ``i`` and waits for its answer."""
 _BLOCK = 256
+# What a sender of a closed loop waits after a refusal: without a pause, refusals would keep the processors busy.
+_REFUSED_PAUSE_S = 0.01
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One answered request: when it was due and when its answer was there, in seconds of ``time.perf_counter``."""
+    """One request: when it was due and when it was answered or refused, in seconds of ``time.perf_counter``."""
 
     due_s: float
     done_s: float
@@ -66,6 +71,7 @@ class Traffic:
         self.schedule = schedule
         self._lock = threading.Lock()
         self._samples: list[Sample] = []
+        self._refused: list[Sample] = []
         self._failure: Exception | None = None
         self.stopping = threading.Event()
 
@@ -73,6 +79,17 @@ class Traffic:
         """Count an answer."""
         with self._lock:
             self._samples.append(sample)
+
+    def refuse(self, sample: Sample) -> None:
+        """Count a request that the model's queue did not take, or did not keep."""
+        with self._lock:
+            self._refused.append(sample)
+
+    @property
+    def refused(self) -> list[Sample]:
+        """All requests that were refused so far."""
+        with self._lock:
+            return list(self._refused)
 
     def fail(self, error: Exception) -> None:
         """Keep the first failure; it ends the run."""
@@ -140,8 +157,11 @@ class ClosedLoop(Arrivals):
             number = first
             while not traffic.stopping.is_set():
                 due_s = time.perf_counter()
-                if not _sent(send, number, due_s, traffic):
+                outcome = _sent(send, number, due_s, traffic)
+                if outcome is _Outcome.FAILED:
                     return
+                if outcome is _Outcome.REFUSED:
+                    traffic.stopping.wait(_REFUSED_PAUSE_S)
                 number += self.concurrency
 
         return [lambda first=first: worker(first) for first in range(self.concurrency)]  # type: ignore[misc]
@@ -182,17 +202,31 @@ class OpenLoop(Arrivals):
                 while (left_s := due_s - time.perf_counter()) > 0:
                     if traffic.stopping.wait(left_s):
                         return
-                if not _sent(send, number, due_s, traffic):
+                if _sent(send, number, due_s, traffic) is _Outcome.FAILED:
                     return
 
         return [worker] * self._senders
 
 
-def _sent(send: Send, number: int, due_s: float, traffic: Traffic) -> bool:
+class _Outcome(Enum):
+    ANSWERED = auto()
+    REFUSED = auto()
+    FAILED = auto()
+
+
+def _sent(send: Send, number: int, due_s: float, traffic: Traffic) -> _Outcome:
     try:
         send(number)
     except Exception as error:  # whatever it is, the caller's thread raises it
+        if _by_the_queue(error):
+            traffic.refuse(Sample(due_s, time.perf_counter()))
+            return _Outcome.REFUSED
         traffic.fail(error)
-        return False
+        return _Outcome.FAILED
     traffic.add(Sample(due_s, time.perf_counter()))
-    return True
+    return _Outcome.ANSWERED
+
+
+def _by_the_queue(error: Exception) -> bool:
+    """Say whether the model's queue policy has refused a request: a result of the load, not a failure."""
+    return isinstance(error, QueueFullError) or (isinstance(error, DeadlineExceededError) and error.dropped_by_server)

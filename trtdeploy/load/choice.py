@@ -36,34 +36,37 @@ class SweepPoint(BaseModel):
 
 
 def pareto(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """Return the stable points that no other stable one beats in throughput and p99, slowest first.
+    """Return the usable points that no other usable one beats in throughput and p99, slowest first.
 
     Of two that are alike in both, the first one counts.
     """
     front: list[SweepPoint] = []
-    stable = [point for point in points if point.point.stable]
-    for point in sorted(stable, key=lambda entry: (-entry.samples_per_s, entry.p99_ms)):
+    usable = [point for point in points if keeps(point, None)]
+    for point in sorted(usable, key=lambda entry: (-entry.samples_per_s, entry.p99_ms)):
         if not front or point.p99_ms < front[-1].p99_ms:
             front.append(point)
     return front[::-1]
 
 
 def ranked(points: Sequence[SweepPoint], slo_p99_ms: float | None) -> list[SweepPoint]:
-    """Return the stable points that keep the promise, highest throughput first.
+    """Return the usable points that keep the promise, highest throughput first.
 
     Raises:
         GateError: There is none.
     """
-    stable = [entry for entry in points if keeps(entry, None)]
-    if not stable:
+    usable = [entry for entry in points if keeps(entry, None)]
+    if not usable:
+        refused = sum(entry.point.refused > 0 for entry in points)
         raise GateError(
-            f"Not one of {len(points)} measured loads was stable: nothing can be chosen.",
+            f"Not one of {len(points)} measured loads was stable"
+            + (f" and had all its requests taken ({refused} filled the queue)" if refused else "")
+            + ": nothing can be chosen.",
             hint="See what else the machine does, or give longer windows (--window), more of them (--max-windows) or a "
             "larger --stability-percent.",
         )
-    keeping = [entry for entry in stable if keeps(entry, slo_p99_ms)]
+    keeping = [entry for entry in usable if keeps(entry, slo_p99_ms)]
     if not keeping:
-        closest = min(stable, key=lambda entry: entry.p99_ms)
+        closest = min(usable, key=lambda entry: entry.p99_ms)
         raise GateError(
             f"No candidate keeps p99 <= {slo_p99_ms:g} ms; the closest is {closest.p99_ms:.2f} ms: "
             f"{closest.candidate}, concurrency {closest.concurrency}.",
@@ -73,5 +76,6 @@ def ranked(points: Sequence[SweepPoint], slo_p99_ms: float | None) -> list[Sweep
 
 
 def keeps(entry: SweepPoint, slo_p99_ms: float | None) -> bool:
-    """Say whether a point is stable and keeps the promise, where there is one."""
-    return entry.point.stable and (slo_p99_ms is None or entry.p99_ms <= slo_p99_ms)
+    """Say whether a point is usable (stable, and no request was refused) and keeps the promise, where there is one."""
+    usable = entry.point.stable and entry.point.refused == 0
+    return usable and (slo_p99_ms is None or entry.p99_ms <= slo_p99_ms)

@@ -55,6 +55,8 @@ class LoadPoint(BaseModel):
             those that came due in them.
         unsent: Those among them that nobody was free to send before the end; they count with the time that they had
             waited.
+        refused: Requests of the same time that the model's queue refused, because it was full or they had waited for
+            too long; they are in no other figure.
         requests_per_s: Answers per second.
         samples_per_s: The same times the samples per request.
         latency_ms: p50, p90, p95 and p99 with 95% intervals; in an open loop from the time a request was due.
@@ -71,6 +73,7 @@ class LoadPoint(BaseModel):
     offered_per_s: float | None = None
     requests: int
     unsent: int = 0
+    refused: int = 0
     requests_per_s: float
     samples_per_s: float
     latency_ms: dict[str, Interval]
@@ -91,7 +94,8 @@ def measure(
     """Put a load on a server and measure it.
 
     Raises:
-        ServerError: A request failed, or none was answered in the last three windows.
+        ServerError: A request failed, or none was answered in the last three windows. What the model's queue refuses
+            is no failure: it is counted.
     """
     windows: list[list[Sample]] = []
     ends_s: list[float] = []
@@ -115,17 +119,21 @@ def measure(
     due_s: list[float] | None = None
     unsent: list[Sample] = []
     counted = last
+    refused = [sample for sample in traffic.refused if begin_s <= sample.done_s < end_s]
     if traffic.schedule is not None:
         # All that came due, not what was answered: the slowest would be missing at the end. Senders have waited for
         # theirs; what nobody was free to send has waited until now at least.
         due_s = traffic.schedule.due_between(begin_s, end_s)
         answered = [*(sample for window in windows for sample in window), *traffic.take()]
         counted = [sample for sample in answered if begin_s <= sample.due_s < end_s]
-        unsent = [Sample(due, end_s) for due in sorted({*due_s} - {sample.due_s for sample in counted})]
+        refused = [sample for sample in traffic.refused if begin_s <= sample.due_s < end_s]
+        sent_s = {sample.due_s for sample in (*counted, *refused)}
+        unsent = [Sample(due, end_s) for due in sorted({*due_s} - sent_s)]
     latencies_ms = [1e3 * (sample.done_s - sample.due_s) for sample in [*counted, *unsent]]
     if not last or not latencies_ms:
         raise ServerError(
-            f"Not one request was answered in {end_s - begin_s:.1f} s.",
+            f"Not one request was answered in {end_s - begin_s:.1f} s"
+            + (f"; the model's queue refused {len(refused)}." if refused else "."),
             hint="Give longer windows, or look at the server.",
         )
     first, final = marks[-STABLE_WINDOWS - 1], marks[-1]
@@ -138,6 +146,7 @@ def measure(
         offered_per_s=len(due_s) / (end_s - begin_s) if due_s is not None else None,
         requests=len(latencies_ms),
         unsent=len(unsent),
+        refused=len(refused),
         requests_per_s=per_s,
         samples_per_s=per_s * batch_size,
         latency_ms={f"p{q:g}": percentile(latencies_ms, q) for q in PERCENTILES},

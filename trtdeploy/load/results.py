@@ -49,6 +49,10 @@ class SweepResults:
         self._lines = [json.dumps({"format": _FORMAT, **head})]
         if self.path.exists():
             lines = self._read()
+            if not resume and lines and not self._is_head(lines[0]):
+                raise UsageError(
+                    f"{self.path} exists, and is not the file of a sweep.", hint="Name another file: --results FILE"
+                )
             if len(lines) > 1 and not resume:  # a head alone was left by a sweep that measured nothing
                 raise UsageError(
                     f"{self.path} exists.", hint="Go on with it: --resume. Or name another file: --results FILE"
@@ -94,6 +98,14 @@ class SweepResults:
             raise UsageError(
                 f"{self.path} is not the file of a sweep: {error}", hint="Name another file: --results FILE"
             ) from error
+
+    def _is_head(self, line: str) -> bool:
+        """Say whether a line is the head of a sweep, of whatever model."""
+        try:
+            head = json.loads(line)
+        except ValueError:
+            return False
+        return isinstance(head, dict) and head.keys() == json.loads(self._lines[0]).keys()
 
     def _go_on(self, lines: list[str]) -> None:
         try:

@@ -85,8 +85,8 @@ def search_rate(measure_rate: MeasureRate, *, p99_ms: float, capacity_per_s: flo
 
 
 def keeps(point: LoadPoint, p99_ms: float) -> bool:
-    """Say whether a point keeps the promise and the server kept up with what was offered."""
-    return keeps_up(point) and point.latency_ms["p99"].value <= p99_ms
+    """Say whether a point keeps the promise: the server kept up with what was offered, and refused nothing."""
+    return keeps_up(point) and point.refused == 0 and point.latency_ms["p99"].value <= p99_ms
 
 
 def keeps_up(point: LoadPoint) -> bool:

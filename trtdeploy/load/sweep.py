@@ -139,9 +139,10 @@ class Sweep:
     def choose(self, points: Sequence[SweepPoint], slo_p99_ms: float | None) -> Choice:
         """Choose a point, and measure it once more for longer: the best of many is often the luckiest.
 
-        The rule: of the stable points whose p99 is at most ``slo_p99_ms``, where that is given, the one with the
-        highest throughput; if it does not keep this in the longer measurement, the next one. How the model is served
-        now is measured again beside it, for the machine may have changed since, and stays if it is as fast.
+        The rule: of the stable points without a refused request whose p99 is at most ``slo_p99_ms``, where that is
+        given, the one with the highest throughput; if it does not keep this in the longer measurement, the next one.
+        How the model is served now is measured again beside it, for the machine may have changed since, and stays if it
+        is as fast.
 
         Raises:
             GateError: No point can be chosen, or none of the first ones is confirmed.
@@ -154,6 +155,7 @@ class Sweep:
                 failed.append(
                     f"{entry.candidate}, concurrency {entry.concurrency}: p99 {again.p99_ms:.2f} ms"
                     + ("" if again.point.stable else ", not stable")
+                    + (f", {again.point.refused} refused" if again.point.refused else "")
                 )
                 self.say(f"not confirmed: {failed[-1]}")
                 continue

@@ -7,6 +7,8 @@ from trtdeploy.triton.client.endpoint import Endpoint
 from trtdeploy.triton.client.failures import (
     AccessDeniedError,
     DeadlineExceededError,
+    ModelNotReadyError,
+    QueueFullError,
     RequestTimeoutError,
     ServerUnavailableError,
     SharedMemoryError,
@@ -34,6 +36,8 @@ __all__ = [
     "HttpClient",
     "InferenceClient",
     "LoopedClient",
+    "ModelNotReadyError",
+    "QueueFullError",
     "Reply",
     "RequestLimits",
     "RequestTimeoutError",

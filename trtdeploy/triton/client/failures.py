@@ -15,9 +15,12 @@ _UNAVAILABLE = frozenset({"StatusCode.UNAVAILABLE", "502", "503"})
 _DENIED = frozenset({"StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED", "401", "403"})
 _SHOWN_CHARACTERS = 300  # of a gateway's page
 _TOO_LATE = "StatusCode.DEADLINE_EXCEEDED"
-# Triton's words: its gRPC and HTTP endpoints with restricted access, and the queue of its core
+# Triton's words: its gRPC and HTTP endpoints with restricted access, the queue of its core (scheduler_utils.cc), and
+# its list of loaded versions (model_lifecycle.cc)
 _RESTRICTED = re.compile(r"is restricted, expecting header '([^']*)'")
 _DROPPED = "Request timeout expired"
+_QUEUE_FULL = "Exceeds maximum queue size"
+_NOT_READY = "is not at ready state"
 _TLS = re.compile(r"certificate|handshake|SSL|TLS|Hostname Verification", re.IGNORECASE)
 _WRONG_NAME = re.compile(r"Hostname|certificate is not valid for|not in peer certificate")
 _PLAIN_HINT = "Is it running, and is this its port for this protocol?"
@@ -29,6 +32,14 @@ class ServerUnavailableError(ServerError):
 
 class StreamBrokenError(ServerUnavailableError):
     """The stream ended before the answer had come; whether the server has executed the request is not known."""
+
+
+class QueueFullError(ServerUnavailableError):
+    """The model's queue holds as many requests as it may; in a moment it may hold fewer."""
+
+
+class ModelNotReadyError(ServerError):
+    """The server knows the version of the model that was asked, but does not serve it: it is not loaded."""
 
 
 class AccessDeniedError(ServerError):
@@ -132,6 +143,18 @@ class Failures:
                 f"({message}).",
                 hint="Allow more time, lower the load, or give the model more instances.",
                 dropped_by_server=True,
+            )
+        if _QUEUE_FULL in message:  # likewise
+            return QueueFullError(
+                f"The server at {self._url} refused the request: as many wait already as the model's queue may hold "
+                f"({message}).",
+                hint="Lower the load, give the model more instances, or raise max_queue_size of its queue policy.",
+            )
+        if _NOT_READY in message:
+            return ModelNotReadyError(
+                f"The server at {self._url} does not serve this version of the model now: {message}.",
+                hint="Is it loaded? See the server's log, or trtdeploy check REPOSITORY --url URL. The version_policy "
+                "of the model's config says which versions a server loads.",
             )
         if status in _DENIED:
             return AccessDeniedError(

@@ -15,9 +15,11 @@ from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.fit import fit
+from training.loop import TrainingInterrupted
 from training.predict import predictor
 from training.quantization import QuantizationSpec, quantizers
 from training.recording import score_split
+from training.resume import resume_path_for
 from training.sensitivity import draw_chart, measure_sensitivity
 from trtdeploy.errors import UsageError
 from trtdeploy.ledger import Ledger
@@ -279,3 +281,36 @@ def test_what_a_killed_run_measured_of_one_name_is_not_taken_for_both(digits, sa
     kinds = {row.kind: row.only_quantized.kl for row in found.layers if row.name == "residual"}
     assert kinds["layer"] == 1234.5
     assert 0 < kinds["activation"] < 100
+
+
+@pytest.mark.parametrize("left", ["unfinished", "of another version"])
+def test_auto_goes_on_with_an_unfinished_training_or_begins_anew(digits, float_file, tmp_path, caplog, left) -> None:
+    class Interrupt:
+        """Presses Ctrl-C in the second epoch of the first training."""
+
+        def __init__(self) -> None:
+            self.epochs: list[int] = []
+
+        def step(self, *, epoch, **_) -> None:
+            if epoch == 2 and self.epochs == [1]:
+                raise KeyboardInterrupt
+
+        def epoch(self, metrics) -> None:
+            self.epochs.append(metrics["epoch"])
+
+    def run(observer):
+        schedule = tiny_schedule(epochs=2, max_steps=40, learning_rate=1e-4)
+        start = load_checkpoint(float_file)
+        return decide(digits, start, tmp_path, max_drop=0.01, schedule=schedule, observer=observer)
+
+    with pytest.raises(TrainingInterrupted):
+        run(Interrupt())
+    unfinished = resume_path_for(tmp_path / "qat.safetensors")
+    if left == "of another version":
+        torch.save(torch.load(unfinished, weights_only=True) | {"digest": left}, unfinished)
+    again = Interrupt()
+    again.epochs.append(0)
+    run(again)
+    assert again.epochs[1:] == ([2, 1, 2] if left == "unfinished" else [1, 2, 1, 2])  # of QAT, then of distillation
+    assert ("trained anew" in caplog.text) == (left != "unfinished")
+    assert not unfinished.exists()

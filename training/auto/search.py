@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,17 @@ from training.predict import predictor
 from training.qat import default_schedule, networks_compared, qat
 from training.quantization import QuantizationSpec, quantize
 from training.recording import score_split
-from training.resume import resume_path_for
+from training.resume import delete_resume, resume_path_for
 from training.schedule import Schedule
 from training.sensitivity import measure_sensitivity
 from trtdeploy.calibration import METHODS
 from trtdeploy.datasets import Dataset
-from trtdeploy.errors import UsageError
+from trtdeploy.errors import CheckpointError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes, sha256_file
 from trtdeploy.ledger import StageOutputs
 from trtdeploy.statistics import compare_paired, non_inferiority, samples_needed
+
+_log = logging.getLogger(__name__)
 
 _LEFT_OUT = (1, 2, 4)
 """How many of the worst layers stay in float; the fewest that halve the divergence, else the most."""
@@ -190,39 +194,48 @@ class _Search:
         )
         measured = time.perf_counter() - began
         worst = [row.name for row in found.layers if row.kind == "layer"]
-        partial = []
+        tried = []
         for count in [count for count in _LEFT_OUT if count < len(worst)]:
             skip = (*self._spec.skip, *map(_literally, worst[:count]))
-            partial.append(self._variant(f"without-{count}", exact, **options, skip=skip))
-            if partial[-1][0].kl <= found.quantized.kl / 2:
+            tried.append(self._variant(f"without-{count}", exact, **options, skip=skip))
+            if tried[-1][0].kl <= found.quantized.kl / 2:
                 break
-        if partial:
-            count = _LEFT_OUT[len(partial) - 1]
+        if tried:
+            count = _LEFT_OUT[len(tried) - 1]
             names = f"{best.name}; in float: {', '.join(worst[:count])}"
-            choices = tuple(item for item, _ in partial)
-            yield "partial quantization", names, partial[-1][1], measured + _total(partial), choices
+            choices = tuple(item for item, _ in tried)
+            yield "partial quantization", names, tried[-1][1], measured + _total(tried), choices
         yield from self._training(path)
 
     def _training(self, path: Path) -> Iterator[tuple[str, str, Path, float, tuple[Choice, ...]]]:
-        for step, name, teaches in zip(_TRAINED, ("qat", "qat-distilled"), (False, True), strict=True):
+        for step, name, taught in zip(_TRAINED, ("qat", "qat-distilled"), (False, True), strict=True):
             output = self._folder / f"{name}.safetensors"
-            teacher = self._load(self._start.path) if teaches else None
-
-            def train(output: Path = output, teacher: Checkpoint | None = teacher) -> SavedCheckpoint:
-                return qat(
-                    self._dataset,
-                    load_checkpoint(path),
-                    output,
-                    schedule=self._schedule,
-                    teacher=teacher,
-                    split_seed=self._split_seed,
-                    resume=resume_path_for(output).exists(),
-                    observer=self._observer,
-                )
-
             settings = {"from": sha256_file(path), "schedule": self._schedule.model_dump(mode="json"), "step": step}
-            seconds = self._once(output, settings, train)
+            seconds = self._once(output, settings, partial(self._train, path, output, taught=taught))
             yield step, f"from {path.stem}, {self._schedule.epochs} epoch(s)", output, seconds, ()
+
+    def _train(self, path: Path, output: Path, *, taught: bool) -> SavedCheckpoint:
+        """Fine-tune a checkpoint; go on where an interrupted run was, unless what it left is of no use."""
+        unfinished = resume_path_for(output)
+        if unfinished.exists():
+            try:
+                return self._qat(path, output, taught=taught, resume=True)
+            except CheckpointError as error:
+                _log.warning("%s It is trained anew.", error.message)
+                delete_resume(unfinished)
+        return self._qat(path, output, taught=taught, resume=False)
+
+    def _qat(self, path: Path, output: Path, *, taught: bool, resume: bool) -> SavedCheckpoint:
+        return qat(
+            self._dataset,
+            load_checkpoint(path),
+            output,
+            schedule=self._schedule,
+            teacher=self._load(self._start.path) if taught else None,
+            split_seed=self._split_seed,
+            resume=resume,
+            observer=self._observer,
+        )
 
     def _variant(
         self, name: str, exact: StageOutputs, *, skip: tuple[str, ...] | None = None, **options: Any

@@ -22,6 +22,7 @@ from trtdeploy.errors import ModelError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.onnxgraph.source import CALIBRATION_KEY, LABELS_KEY, PREPROCESSING_KEY, load_source
 from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
 
 QUICK = BuildConfig(timing_rounds=1, threads=1)
 SMALL = block_network(channels=4).SerializeToString()
@@ -259,6 +260,28 @@ def test_an_initializer_with_a_default_is_no_input(tmp_path: Path) -> None:
     g.node("Add", "x", "offset", output="y")
     source = load_source(save(g.model({"x": ["batch", 4], "offset": [4]}, {"y": ["batch", 4]}), tmp_path / "m.onnx"))
     assert [spec.name for spec in source.inputs] == ["x"]
+
+
+@pytest.mark.parametrize("ir_version", [3, 9])
+def test_a_model_whose_initializers_are_inputs_too_builds_like_one_where_they_are_not(
+    ir_version: int, tmp_path: Path
+) -> None:
+    """As older exporters write it: every candidate of a build still has all its weights."""
+    model = block_network()
+    model.ir_version = ir_version
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    path = save(model, tmp_path / "m.onnx")
+    onnx.checker.check_model(str(path))
+    source = load_source(path)
+    assert [value.name for value in source.proto.graph.input] == ["input"]
+    samples = {"input": np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype(np.float32)}
+    expected = as_exported(block_network(), samples)
+    for tactic in tactics_for(True):
+        content = tactic.compile(source.proto)
+        if content is not None:
+            for answer, exact in zip(as_exported(content, samples), expected, strict=True):
+                assert np.abs(answer - exact).max() < 0.1 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("size", [-1, -7])

@@ -145,18 +145,18 @@ def remove_unused(graph: onnx.GraphProto) -> None:
 
 
 def let_constants_stand_alone(model: onnx.ModelProto) -> None:
-    """Raise the IR version, in place, to 4: the first whose initializers need not be inputs of the graph, too.
+    """Take initializers off the inputs of a graph, in place, where older exporters list them, too.
 
-    Those that are both no longer are: before IR version 4 that says nothing, and since then that a caller may give
-    another value, so that a runtime could not fold them (https://onnx.ai/onnx/repo-docs/IR.html, "Graphs").
+    Before IR version 4 every initializer must be an input and that says nothing; since then it says that a caller may
+    give another value, so that a runtime does not fold it, and an input whose initializer is gone has to be given
+    (https://onnx.ai/onnx/repo-docs/IR.html, "Graphs"). So the IR version becomes 4 at least.
     """
-    if model.ir_version >= _FREE_INITIALIZERS:
-        return
-    model.ir_version = _FREE_INITIALIZERS
+    model.ir_version = max(model.ir_version, _FREE_INITIALIZERS)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
 
 
 def unused(stem: str, used: set[str]) -> str:

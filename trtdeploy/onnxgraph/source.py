@@ -12,6 +12,7 @@ from pydantic_core import from_json
 
 from trtdeploy.errors import DtypeError, ModelError, UsageError
 from trtdeploy.files import sha256_bytes
+from trtdeploy.onnxgraph.qdq import let_constants_stand_alone
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import DYNAMIC, TensorSpec, dtype_from_onnx
 
@@ -27,7 +28,7 @@ class SourceModel:
     Attributes:
         path: The file.
         sha256: Digest of the file; where weights lie in other files, of the model with these weights.
-        proto: The parsed model with all its weights; treat it as read-only.
+        proto: The parsed model with all its weights, of which none is an input; treat it as read-only.
         inputs: What a caller has to give.
         outputs: What comes back.
         preprocessing: From the metadata, if it is there.
@@ -76,14 +77,14 @@ def load_source(path: str | Path) -> SourceModel:
     except (onnx.checker.ValidationError, ValueError, RuntimeError, OSError) as error:
         raise ModelError(f"The weights of {source} that lie in other files cannot be read: {error}") from error
     digest = sha256_bytes(content if proto.ByteSize() == size else proto.SerializeToString(deterministic=True))
+    let_constants_stand_alone(proto)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    initializers = {tensor.name for tensor in proto.graph.initializer}
     try:
         return SourceModel(
             path=source,
             sha256=digest,
             proto=proto,
-            inputs=tuple(_spec(value) for value in proto.graph.input if value.name not in initializers),
+            inputs=tuple(_spec(value) for value in proto.graph.input),
             outputs=tuple(_spec(value) for value in proto.graph.output),
             preprocessing=_preprocessing(metadata),
             labels=_labels(metadata),

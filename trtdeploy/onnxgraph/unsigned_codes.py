@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from trtdeploy.onnxgraph.qdq import Graph
+from trtdeploy.onnxgraph.qdq import Graph, let_constants_stand_alone
 
 _ZERO_POINT = "activation_zero_point"
 
@@ -19,6 +19,7 @@ def with_unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    let_constants_stand_alone(copy)
     graph = Graph(copy.graph)
     outputs = {output.name for output in copy.graph.output}
     changed = False

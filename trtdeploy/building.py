@@ -62,6 +62,7 @@ def build(
         inputs=source.inputs,
         outputs=source.outputs,
         profiles=built.profiles,
+        profile_values=built.profile_values,
         precision=built.precision,
         tactic=built.tactic,
         plan_bytes=len(built.content),

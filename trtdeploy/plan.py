@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trtdeploy.errors import PlanCorruptError, invalid_fields
 from trtdeploy.files import atomic_write, atomic_writer, sha256_bytes
 from trtdeploy.preprocessing import Preprocessing
-from trtdeploy.tensors import ShapeRange, TensorSpec
+from trtdeploy.tensors import ShapeRange, TensorSpec, ValueRange
 
 
 class _Part(BaseModel):
@@ -120,7 +120,12 @@ UNKNOWN = "unknown"
 
 
 class Manifest(_Part):
-    """Everything that is known about a plan."""
+    """Everything that is known about a plan.
+
+    Attributes:
+        profiles: The shapes that each optimization profile covers, by input.
+        profile_values: The values that the same profiles cover, by shape tensor; none where there are no such inputs.
+    """
 
     format: Literal[1] = 1
     trtdeploy_version: str
@@ -130,6 +135,7 @@ class Manifest(_Part):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[dict[str, ShapeRange], ...] = ()
+    profile_values: tuple[dict[str, ValueRange], ...] = ()
     precision: PrecisionFacts
     tactic: TacticFacts | None = None
     plan_bytes: int
@@ -154,6 +160,7 @@ def manifest_of_unknown_plan(
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     profiles: tuple[dict[str, ShapeRange], ...] = (),
+    profile_values: tuple[dict[str, ValueRange], ...] = (),
 ) -> Manifest:
     """Return a manifest for a plan that has none: what its runtime reads from it, and "unknown" for the rest."""
     return Manifest(
@@ -164,6 +171,7 @@ def manifest_of_unknown_plan(
         inputs=inputs,
         outputs=outputs,
         profiles=profiles,
+        profile_values=profile_values,
         precision=PrecisionFacts(
             weighted_layers=0, quantized_layers=0, integer_kernels=None, note="Not known: the plan has no manifest."
         ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from itertools import zip_longest
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,26 +77,40 @@ class TensorSpec(BaseModel):
         return f"{self.name} {self.dtype}{format_shape(self.shape)}"
 
 
-class ShapeRange(BaseModel):
-    """The shapes that an optimization profile covers for one input: smallest, best served and largest."""
-
+class _Range(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    _SMALLEST: ClassVar[int | None] = None
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
     max: tuple[int, ...]
 
     @model_validator(mode="after")
-    def _ordered(self) -> ShapeRange:
+    def _ordered(self) -> _Range:
         if not len(self.min) == len(self.opt) == len(self.max):
             raise ValueError(f"min, opt and max must have the same rank, got {self.min}, {self.opt}, {self.max}")
+        smallest = self._SMALLEST
         for low, best, high in zip(self.min, self.opt, self.max, strict=True):
-            if not 1 <= low <= best <= high:
-                raise ValueError(f"every dimension needs 1 <= min <= opt <= max, got {self}")
+            if not low <= best <= high or (smallest is not None and low < smallest):
+                wanted = "min <= opt <= max" if smallest is None else f"{smallest} <= min <= opt <= max"
+                raise ValueError(f"every dimension needs {wanted}, got {self}")
         return self
 
     def __str__(self) -> str:
-        return ":".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
+        return ":".join("x".join(map(str, sizes)) for sizes in (self.min, self.opt, self.max))
+
+    def contains(self, sizes: Sequence[int]) -> bool:
+        """Say whether a shape, or the values of one, lies inside the range."""
+        return len(sizes) == len(self.min) and all(
+            low <= size <= high for low, size, high in zip(self.min, sizes, self.max, strict=True)
+        )
+
+
+class ShapeRange(_Range):
+    """The shapes that an optimization profile covers for one input: smallest, best served and largest."""
+
+    _SMALLEST: ClassVar[int | None] = 1
 
     def fits(self, accepted: Sequence[int]) -> bool:
         """Say whether the range suits an input of this shape: its rank, and its size wherever that is not dynamic."""
@@ -103,15 +118,18 @@ class ShapeRange(BaseModel):
             size < 0 or low == high == size for size, low, high in zip(accepted, self.min, self.max, strict=True)
         )
 
-    def contains(self, shape: Sequence[int]) -> bool:
-        """Say whether ``shape`` lies inside the range."""
-        return len(shape) == len(self.min) and all(
-            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
-        )
+
+class ValueRange(_Range):
+    """The values that an optimization profile covers for one shape tensor: smallest, best served and largest.
+
+    A shape tensor is an input that holds a shape, the second one of a Reshape for example.
+    """
 
 
 Profile = Mapping[str, ShapeRange]
 """One optimization profile: a range of shapes for each input, by name."""
+ProfileValues = Mapping[str, ValueRange]
+"""What one optimization profile covers of the shape tensors: a range of values for each, by name."""
 
 
 def parse_shape_option(text: str) -> tuple[str, ShapeRange]:
@@ -147,7 +165,10 @@ def format_shape(shape: Sequence[int]) -> str:
 
 
 def check_inputs(
-    arrays: Mapping[str, Array], specs: Sequence[TensorSpec], profiles: Sequence[Profile] = ()
+    arrays: Mapping[str, Array],
+    specs: Sequence[TensorSpec],
+    profiles: Sequence[Profile] = (),
+    profile_values: Sequence[ProfileValues] = (),
 ) -> dict[str, Array]:
     """Check arrays against what an engine accepts, before anything runs.
 
@@ -155,6 +176,7 @@ def check_inputs(
         arrays: Input arrays by name.
         specs: The engine's inputs.
         profiles: Shape ranges; where there are any, the inputs together must lie inside one of them.
+        profile_values: The same profiles' ranges of the values of shape tensors.
 
     Returns:
         The same arrays in the order of ``specs``, C-contiguous.
@@ -162,7 +184,7 @@ def check_inputs(
     Raises:
         InputNameError: A name is missing or unknown.
         DtypeError: A data type differs; nothing is converted silently.
-        ShapeError: A rank or size differs from the spec, or no profile covers the shapes.
+        ShapeError: A rank or size differs from the spec, or no profile covers the shapes and values.
     """
     accepted = {spec.name for spec in specs}
     unknown = sorted(set(arrays) - accepted)
@@ -188,17 +210,46 @@ def check_inputs(
             )
         # ascontiguousarray would give a scalar one dimension; a device array is contiguous already
         checked[spec.name] = np.asarray(array, order="C") if isinstance(array, np.ndarray) else array
-    if profiles and not any(
-        all(profile[name].contains(array.shape) for name, array in checked.items() if name in profile)
-        for profile in profiles
-    ):
-        shapes = ", ".join(f"{name}={list(array.shape)}" for name, array in checked.items())
-        ranges = "; ".join(", ".join(f"{name}={shapes}" for name, shapes in profile.items()) for profile in profiles)
-        raise ShapeError(
-            f"Shapes {shapes} lie in no profile of this plan, which covers {ranges}.",
-            hint="Rebuild the plan with a --shape that includes them, or split the batch.",
-        )
+    nothing: dict[str, Any] = {}
+    both = list(zip_longest(profiles, profile_values, fillvalue=nothing))
+    if both and not any(covers(profile, values, checked) for profile, values in both):
+        raise _outside(checked, both)
     return checked
+
+
+def covers(profile: Profile, values: ProfileValues, arrays: Mapping[str, Array]) -> bool:
+    """Say whether a profile covers inputs: the shapes of all that it names, and the values of shape tensors."""
+    return all(shapes.contains(arrays[name].shape) for name, shapes in profile.items() if name in arrays) and all(
+        # on a device they cannot be looked at here, and TensorRT takes no shape from there
+        held.contains(_values(arrays[name]))
+        for name, held in values.items()
+        if _is_on_host(arrays.get(name))
+    )
+
+
+def _outside(arrays: Mapping[str, Array], profiles: Sequence[tuple[Profile, ProfileValues]]) -> ShapeError:
+    held = {name for _, values in profiles for name in values if _is_on_host(arrays.get(name))}
+    shapes = [f"{name}={list(array.shape)}" for name, array in arrays.items() if name not in held]
+    given = [f"shapes {', '.join(shapes)}"] if shapes else []
+    if held:
+        given.append("values " + ", ".join(f"{name}={list(_values(arrays[name]))}" for name in arrays if name in held))
+    text = " and ".join(given)
+    ranges = "; ".join(
+        ", ".join(f"{name}={covered}" for name, covered in {**profile, **values}.items())
+        for profile, values in profiles
+    )
+    return ShapeError(
+        f"{text[0].upper()}{text[1:]} lie in no profile of this plan, which covers {ranges}.",
+        hint="Rebuild the plan with a --shape that includes them, or split the batch.",
+    )
+
+
+def _values(array: Array) -> tuple[int, ...]:
+    return tuple(int(value) for value in array.ravel())
+
+
+def _is_on_host(array: Any) -> bool:
+    return isinstance(array, np.ndarray)
 
 
 def _matches(shape: Sequence[int], accepted: Sequence[int]) -> bool:
@@ -208,13 +259,18 @@ def _matches(shape: Sequence[int], accepted: Sequence[int]) -> bool:
 
 
 def random_inputs(
-    specs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]] | None = None, *, seed: int = 0
+    specs: Sequence[TensorSpec],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    values: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
 ) -> dict[str, Array]:
     """Return reproducible inputs: standard normal floats, as normalised images are; integers 0 or 1, valid as indices.
 
     Args:
         specs: The inputs.
         shapes: Shape by name; where there is none, dynamic dimensions are 1.
+        values: What shape tensors hold, by name: no random number would be a shape.
         seed: Of the generator.
     """
     rng = np.random.default_rng(seed)
@@ -222,6 +278,9 @@ def random_inputs(
     for spec in specs:
         shape = (shapes or {}).get(spec.name) or [1 if size == DYNAMIC else size for size in spec.shape]
         kind = np.dtype(spec.dtype)
-        values: Array = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(0, 2, shape)
-        inputs[spec.name] = values.astype(kind)
+        if values and spec.name in values:
+            inputs[spec.name] = np.array(values[spec.name], kind).reshape(shape)
+            continue
+        drawn: Array = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(0, 2, shape)
+        inputs[spec.name] = drawn.astype(kind)
     return inputs

@@ -80,8 +80,9 @@ class Work:
 class Stream:
     """A queue of work."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: int | None = None) -> None:
         self.name = name
+        self.device = device  # None: that of the thread, as for CUDA's default streams
         self.queue: deque[Work] = deque()
         self.clock: Clock = {}
         self.captured: list[Work] | None = None
@@ -101,6 +102,7 @@ class FakeCudart:
 
     def __init__(self, seed: int = 0, *, memory_bytes: int = 1 << 30, eagerness: float = 0.3, devices: int = 1) -> None:
         self.violations: list[str] = []
+        self.contexts: set[int] = set()  # devices that something has been done on: each costs some hundred MB
         self.calls: defaultdict[str, int] = defaultdict(int)
         self.allocations = 0
         self._random = random.Random(seed)
@@ -112,9 +114,11 @@ class FakeCudart:
         self._regions: list[Region] = []
         self._streams: dict[int, Stream] = {handle: Stream(f"default stream {handle}") for handle in DEFAULT_STREAMS}
         self._events: dict[int, Work | None] = {}
+        self._device_of_event: dict[int, int] = {}
         self._graphs: dict[int, list[Work]] = {}
         self._executables: dict[int, list[Work]] = {}
         self._pools: dict[int, int] = {}  # bytes that each has taken from the device
+        self._device_of_pool: dict[int, int] = {}
         self._host_clocks: defaultdict[str, Clock] = defaultdict(dict)
         self._thread = threading.local()  # its current device, its last error
         self._failures: dict[str, int] = {}
@@ -155,6 +159,7 @@ class FakeCudart:
     ) -> None:
         """Give a stream work that reads and writes (address, bytes)."""
         with self._lock:
+            self._require_device_of(stream, "a kernel was given")
             self._give(stream, Work("kernel", run, reads, writes))
 
     def run_everything(self) -> None:
@@ -204,10 +209,11 @@ class FakeCudart:
         if not 0 <= ordinal < self._devices:
             return (INVALID_DEVICE,)
         self._thread.device = ordinal
+        self.contexts.add(ordinal)  # since CUDA 12
         return (SUCCESS,)
 
     def cudaGetDevice(self) -> tuple[int, int]:
-        return SUCCESS, getattr(self._thread, "device", 0)
+        return SUCCESS, self._current
 
     def cudaGetDeviceProperties(self, ordinal: int) -> tuple[int, Any]:
         if not 0 <= ordinal < self._devices:
@@ -242,6 +248,7 @@ class FakeCudart:
         with self._called("cudaMemPoolCreate") as error:
             handle = next(self._handles)
             self._pools[handle] = 0
+            self._device_of_pool[handle] = self._current if properties is None else properties.location.id
             return error, handle
 
     def cudaMemPoolSetAttribute(self, pool: int, attribute: int, value: int) -> tuple[int]:
@@ -323,7 +330,7 @@ class FakeCudart:
             if flags != 1:
                 self._violate("a stream that waits for the default stream was made")
             handle = next(self._handles)
-            self._streams[handle] = Stream(f"stream {handle:#x}")
+            self._streams[handle] = Stream(f"stream {handle:#x}", self._current)
             return error, handle
 
     def cudaStreamDestroy(self, handle: int) -> tuple[int]:
@@ -371,6 +378,7 @@ class FakeCudart:
                 self._violate("an event was made whose waiters spin")
             handle = next(self._handles)
             self._events[handle] = None
+            self._device_of_event[handle] = self._current
             return error, handle
 
     def cudaEventDestroy(self, event: int) -> tuple[int]:
@@ -385,6 +393,9 @@ class FakeCudart:
         with self._called("cudaEventRecord") as error:
             if event not in self._events:
                 self._violate("an event was recorded that does not exist")
+                return (INVALID_HANDLE,)
+            if stream in self._streams and self._device_of_event[event] != self._device_of(stream):
+                self._violate("an event was recorded in a stream of another device")
                 return (INVALID_HANDLE,)
             record = Work("record", lambda: None)
             self._events[event] = record
@@ -414,6 +425,7 @@ class FakeCudart:
 
     def cudaStreamBeginCapture(self, handle: int, mode: int) -> tuple[int]:
         with self._called("cudaStreamBeginCapture") as error:
+            self._require_device_of(handle, "a capture was begun")
             stream = self._streams[handle]
             stream.captured, stream.invalidated = [], False
             stream.capturing_thread = threading.get_ident()
@@ -460,6 +472,7 @@ class FakeCudart:
             if executable not in self._executables:
                 self._violate("a graph was launched that does not exist")
                 return (INVALID_VALUE,)
+            self._require_device_of(handle, "a graph was launched")
             for work in self._executables[executable]:
                 self._give(handle, Work(f"graph: {work.name}", work.run, work.reads, work.writes, work.promise))
             return (error,)
@@ -490,8 +503,7 @@ class FakeCudart:
     def _enter(self, function: str) -> int:
         self._lock.acquire()
         self.calls[function] += 1
-        if getattr(self._thread, "device", None) is None:
-            self._violate(f"{function} was called in a thread where no device is current")
+        self.contexts.add(self._current)
         while self._random.random() < self._eagerness and self._run_one():
             pass
         return SUCCESS
@@ -502,6 +514,23 @@ class FakeCudart:
     def _remember(self, error: int) -> None:
         if error not in (SUCCESS, NOT_READY):
             self._thread.last_error = error
+
+    @property
+    def _current(self) -> int:
+        """The device of this thread; 0 until it chooses one."""
+        return getattr(self._thread, "device", 0)
+
+    def _device_of(self, stream: int) -> int:
+        device = self._streams[stream].device
+        return self._current if device is None else device
+
+    def _require_device_of(self, stream: int, what: str) -> None:
+        """A kernel launch fails in a stream of a device that is not current; copies and waits do not.
+
+        https://docs.nvidia.com/cuda/cuda-c-programming-guide/#stream-and-event-behavior
+        """
+        if stream in self._streams and self._device_of(stream) != self._current:
+            self._violate(f"{what} to a stream of a device that is not current in the thread")
 
     def _violate(self, text: str) -> None:
         self.violations.append(text)
@@ -527,7 +556,12 @@ class FakeCudart:
             address = -(-raw.ctypes.data // ALIGNMENT) * ALIGNMENT
             start = address - raw.ctypes.data
             region = Region(
-                address, nbytes, kind, raw[start : start + nbytes], getattr(self._thread, "device", 0), pool
+                address,
+                nbytes,
+                kind,
+                raw[start : start + nbytes],
+                self._current if pool is None else self._device_of_pool[pool],
+                pool,
             )
             self._regions.append(region)
             return SUCCESS, address

@@ -22,7 +22,7 @@ from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import FLAVOURS, Bindings
 from trtdeploy.runtimes.tensorrt.engine import TensorRTEngine
 from trtdeploy.runtimes.tensorrt.messages import Messages
-from trtdeploy.tensors import Array, ShapeRange, TensorSpec
+from trtdeploy.tensors import Array, ShapeRange, TensorSpec, ValueRange
 
 WIDTH = 64
 _WEIGHTS = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
@@ -65,6 +65,33 @@ def reshaping() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def tiling() -> onnx.ModelProto:
+    """y = x tiled as often as "first" says, in the shape that "second" says: two shape tensors."""
+    graph = helper.make_graph(
+        [helper.make_node("Tile", ["x", "first"], ["t"]), helper.make_node("Reshape", ["t", "second"], ["y"])],
+        "tiling",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH]),
+            helper.make_tensor_value_info("first", TensorProto.INT64, [2]),
+            helper.make_tensor_value_info("second", TensorProto.INT64, [1]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a"])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def constant() -> onnx.ModelProto:
+    """y = 0 to 5; there is no input."""
+    values = numpy_helper.from_array(np.arange(6, dtype=np.float32), "values")
+    graph = helper.make_graph(
+        [helper.make_node("Constant", [], ["c"], value=values), helper.make_node("Identity", ["c"], ["y"])],
+        "constant",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [6])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 def expected(x: Array) -> Array:
     result: Array = x @ _WEIGHTS
     return result
@@ -80,8 +107,13 @@ def batches(*ranges: tuple[int, int, int]) -> tuple[dict[str, ShapeRange], ...]:
     )
 
 
+Ranges = tuple[dict[str, ShapeRange], ...]
+"""Profiles as a build is given them: ranges of shapes, or, for a shape tensor, of its values."""
+BATCHES: Ranges = batches((1, 8, 32))
+
+
 class FakeGpu:
-    """A machine with one fake GPU.
+    """A machine with fake GPUs, whose second one is used: threads that did not choose it have the first one.
 
     Attributes:
         cudart: The driver.
@@ -90,9 +122,9 @@ class FakeGpu:
     """
 
     def __init__(self, seed: int = 0, *, memory_bytes: int = 1 << 30, eagerness: float = 0.3) -> None:
-        self.cudart = FakeCudart(seed, memory_bytes=memory_bytes, eagerness=eagerness)
+        self.cudart = FakeCudart(seed, memory_bytes=memory_bytes, eagerness=eagerness, devices=2)
         self.trt: ModuleType = make_fake_tensorrt(self.cudart)
-        self.device = Device(CudaApi(self.cudart), 0)
+        self.device = Device(CudaApi(self.cudart), 1)
 
     @property
     def bindings(self) -> Bindings:
@@ -102,7 +134,7 @@ class FakeGpu:
         self,
         model: onnx.ModelProto | None = None,
         *,
-        profiles: tuple[dict[str, ShapeRange], ...] = batches((1, 8, 32)),
+        profiles: Ranges = BATCHES,
         content: bytes | None = None,
         **options: Any,
     ) -> TensorRTEngine:
@@ -116,7 +148,7 @@ class FakeGpu:
         model: onnx.ModelProto | None = None,
         *,
         contexts: int = 1,
-        profiles: tuple[dict[str, ShapeRange], ...] = batches((1, 8, 32)),
+        profiles: Ranges = BATCHES,
         timeout_s: float | None = 30.0,
         queue_size: int = 256,
         **options: Any,
@@ -143,12 +175,19 @@ class FakeGpu:
         self.cudart.assert_clean()
 
     @staticmethod
-    def plan(model: onnx.ModelProto, profiles: tuple[dict[str, ShapeRange], ...]) -> bytes:
+    def plan(model: onnx.ModelProto, profiles: Ranges) -> bytes:
         shapes = [{name: (r.min, r.opt, r.max) for name, r in profile.items()} for profile in profiles]
         return make_plan(model, shapes)
 
 
-def manifest(model: onnx.ModelProto, profiles: tuple[dict[str, ShapeRange], ...]) -> Manifest:
+def manifest(model: onnx.ModelProto, profiles: Ranges) -> Manifest:
+    """Return a manifest as a build writes it: with ranges of shapes, and apart from them those of values."""
+    holding = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.INT64}
+    shapes = tuple({name: r for name, r in profile.items() if name not in holding} for profile in profiles)
+    values = tuple(
+        {name: ValueRange(**r.model_dump()) for name, r in profile.items() if name in holding} for profile in profiles
+    )
+
     def specs(values: Any) -> tuple[TensorSpec, ...]:
         return tuple(
             TensorSpec(
@@ -168,7 +207,8 @@ def manifest(model: onnx.ModelProto, profiles: tuple[dict[str, ShapeRange], ...]
         device=DeviceFacts(kind="gpu", name="Fake GPU", capability="9.0"),
         inputs=specs(model.graph.input),
         outputs=specs(model.graph.output),
-        profiles=profiles,
+        profiles=shapes,
+        profile_values=values if any(values) else (),
         precision=PrecisionFacts(weighted_layers=0, quantized_layers=0, integer_kernels=None, note=""),
         plan_bytes=0,
         plan_sha256="",

@@ -31,9 +31,16 @@ class Misuse(AssertionError):
     """A rule of TensorRT was broken."""
 
 
-def make_plan(model: onnx.ModelProto, profiles: Sequence[dict[str, Sequence[Sequence[int]]]] = ()) -> bytes:
-    """Return plan bytes; each profile has (min, opt, max) by input."""
-    header = json.dumps({"profiles": list(profiles)}).encode()
+def make_plan(
+    model: onnx.ModelProto,
+    profiles: Sequence[dict[str, Sequence[Sequence[int]]]] = (),
+    formats: Sequence[dict[str, str]] = (),
+) -> bytes:
+    """Return plan bytes; each profile has (min, opt, max) by input: of a shape tensor's values, of others' shapes.
+
+    What a profile's formats do not name is linear.
+    """
+    header = json.dumps({"profiles": list(profiles), "formats": list(formats)}).encode()
     return MAGIC + len(header).to_bytes(4, "little") + header + model.SerializeToString()
 
 
@@ -46,6 +53,7 @@ def make_fake_tensorrt(
     trt.misuses = []
     trt.live_contexts = []
     trt.enqueues = 0
+    trt.refuse_profiles = False  # lets a switch fail, as for lack of memory
 
     def misuse(text: str) -> Misuse:
         error = Misuse(text)
@@ -66,6 +74,9 @@ def make_fake_tensorrt(
 
     class ExecutionContextAllocationStrategy(enum.Enum):
         STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+    class TensorFormat(enum.Enum):
+        LINEAR, CHW2, HWC8, CHW4, CHW16, CHW32 = range(6)
 
     class ProfilingVerbosity(enum.Enum):
         LAYER_NAMES_ONLY, NONE, DETAILED = range(3)
@@ -94,7 +105,8 @@ def make_fake_tensorrt(
         def __init__(self, content: bytes) -> None:
             length = int.from_bytes(content[len(MAGIC) : len(MAGIC) + 4], "little")
             start = len(MAGIC) + 4
-            self._profiles = json.loads(content[start : start + length])["profiles"]
+            header = json.loads(content[start : start + length])
+            self._profiles, self._formats = header["profiles"], header["formats"]
             self._model = onnx.load_model_from_string(content[start + length :])
             self._tensors = [(value, TensorIOMode.INPUT) for value in self._model.graph.input]
             self._tensors += [(value, TensorIOMode.OUTPUT) for value in self._model.graph.output]
@@ -131,10 +143,28 @@ def make_fake_tensorrt(
             is_shape = self.get_tensor_mode(name) is TensorIOMode.INPUT and self.dtype(name) == "int64"
             return TensorLocation.HOST if is_shape else TensorLocation.DEVICE
 
-        def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-            if self._profiles:
-                return [tuple(shape) for shape in self._profiles[index][name]]
+        def get_tensor_format(self, name: str, profile_index: int = 0) -> TensorFormat:
+            formats = self._formats[profile_index] if self._formats else {}
+            return TensorFormat[formats.get(name, "LINEAR")]
+
+        def get_tensor_format_desc(self, name: str, profile_index: int = 0) -> str:
+            return f"{self.get_tensor_format(name, profile_index).name} format"
+
+        def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+            if self._profiles and name in self._profiles[profile_index] and not self.holds_shape(name):
+                return [tuple(shape) for shape in self._profiles[profile_index][name]]
             return [self.shape(name)] * 3
+
+        def get_tensor_profile_values(self, name: int, profile_index: str) -> list[list[int]]:
+            """The real one has its arguments' names in the wrong order, too."""
+            index, tensor = name, profile_index
+            if not self.holds_shape(tensor):
+                raise RuntimeError("Binding index does not correspond to an input shape tensor.")
+            ranges = self._profiles[index].get(tensor, []) if self._profiles else []
+            return [list(values) for values in ranges]
+
+        def holds_shape(self, name: str) -> bool:
+            return self.get_tensor_location(name) is TensorLocation.HOST
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return self.shape(name)
@@ -212,9 +242,15 @@ def make_fake_tensorrt(
 
         def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
             with self._alone() as engine:
-                self._shapes.clear()  # TensorRT forgets them too
+                # the binding raises where the library returns false
+                if not 0 <= profile_index < engine.num_optimization_profiles or trt.refuse_profiles:
+                    raise RuntimeError("Error in set optimization profile async.")
+                # whether TensorRT keeps any of these is not promised
+                self._shapes.clear()
+                self._addresses.clear()
+                self._allocators.clear()
                 self._profile = profile_index
-                return profile_index < engine.num_optimization_profiles
+                return True
 
         def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
             with self._alone() as engine:
@@ -228,7 +264,26 @@ def make_fake_tensorrt(
 
         def infer_shapes(self) -> list[str]:
             with self._alone() as engine:
-                return [name for name in engine.names(TensorIOMode.INPUT) if name not in self._shapes]
+                inputs = engine.names(TensorIOMode.INPUT)
+                lacking = [
+                    name
+                    for name in inputs
+                    if name not in self._shapes or (engine.holds_shape(name) and name not in self._addresses)
+                ]
+                for name in inputs:
+                    ranges = engine.get_tensor_profile_values(self._profile, name) if engine.holds_shape(name) else []
+                    if ranges and name not in lacking:
+                        low, _, high = ranges
+                        values = self._host_value(engine, name).ravel().tolist()
+                        if not all(a <= value <= b for a, value, b in zip(low, values, high, strict=True)):
+                            raise RuntimeError("infer_shapes error code: -1")
+                if not lacking:
+                    for name in engine.names(TensorIOMode.OUTPUT):
+                        try:
+                            self._output_shape(engine, name)
+                        except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
+                            raise RuntimeError("infer_shapes error code: -1") from error
+                return lacking
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             with self._alone() as engine:
@@ -353,6 +408,7 @@ def make_fake_tensorrt(
     for value in (
         *(ILogger, TensorIOMode, TensorLocation, DataType, ExecutionContextAllocationStrategy),
         *(ProfilingVerbosity, LayerInformationFormat, IOutputAllocator, ICudaEngine, IExecutionContext, Runtime),
+        TensorFormat,
     ):
         setattr(trt, value.__name__, value)
     return trt  # type: ignore[no-any-return]

@@ -292,7 +292,7 @@ class TestGraphs:
 
         def other_thread() -> None:
             try:
-                device.use()
+                device.make_current()
                 PinnedBuffer(device, 4096).close()
                 mine = Stream(device)
                 pool.allocate(4096, mine).free(mine)
@@ -474,7 +474,7 @@ def test_eight_threads_on_streams_of_their_own_mix_nothing_up(device: Device, po
 
     def work(number: int) -> None:
         try:
-            device.use()
+            device.make_current()
             stream = Stream(device)
             there, back = StagingRing(device, slots=2), StagingRing(device, slots=2)
             for turn in range(1000):

@@ -12,7 +12,8 @@ import weakref
 import numpy as np
 import pytest
 from fake_cudart import OUT_OF_MEMORY, FakeViolation
-from fake_gpu import FakeGpu, batch, batches, expected, linear, manifest, nonzero, reshaping
+from fake_gpu import FakeGpu, batch, batches, constant, expected, linear, manifest, nonzero, reshaping, tiling
+from fake_tensorrt import make_plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,9 @@ from trtdeploy.errors import (
 )
 from trtdeploy.plan import LayerPrecision, PrecisionFacts
 from trtdeploy.runtimes.config import LoadOptions
+from trtdeploy.runtimes.tensorrt.description import describe_plan, version_in_header
 from trtdeploy.runtimes.tensorrt.runtime import TensorRTRuntime
+from trtdeploy.tensors import ShapeRange
 
 SCHEDULES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -236,6 +239,26 @@ class TestProfiles:
         # 1, 4 and 3 fit profile 0; 5 is nearest to 8; 3 still fits there, and so do 8 and 32; 1 needs profile 0 again
         assert switches == [1, 0]
 
+    def test_a_switch_that_fails_is_an_error_and_the_next_call_tries_again(self) -> None:
+        gpu = FakeGpu(48)
+        with gpu.engine(profiles=batches((1, 1, 4), (5, 8, 32))) as engine:
+            check(engine.infer(batch(2, 0)), batch(2, 0))
+            gpu.trt.refuse_profiles = True
+            with pytest.raises(InferenceError, match="cannot switch to profile 1: Error in set optimization profile"):
+                engine.infer(batch(8, 1))
+            check(engine.infer(batch(2, 2)), batch(2, 2))
+            gpu.trt.refuse_profiles = False
+            check(engine.infer(batch(8, 3)), batch(8, 3))
+
+    def test_sizes_that_depend_on_the_data_in_two_profiles(self) -> None:
+        gpu = FakeGpu(49)
+        model = nonzero()
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+        with gpu.engine(model, profiles=batches((1, 1, 2), (3, 4, 8))) as engine:
+            for size in (1, 4, 2, 8):
+                values = batch(size, size)["x"]
+                np.testing.assert_array_equal(engine.infer({"x": values})["y"], np.nonzero(values))
+
     def test_a_shape_outside_is_refused_before_anything_runs(self) -> None:
         gpu = FakeGpu(12)
         with gpu.engine() as engine:
@@ -319,7 +342,6 @@ class OnFakeGpu:
         from trtdeploy.cuda.memory import DevicePool, PinnedBuffer, copy_to_device
         from trtdeploy.cuda.streams import Stream
 
-        gpu.device.use()
         self.stream = Stream(gpu.device)
         self.pool = DevicePool(gpu.device, release_threshold_bytes=0)
         self.buffer = self.pool.allocate(values.nbytes + 256, self.stream)
@@ -356,8 +378,6 @@ def test_an_array_on_the_gpu_is_read_there_after_its_owner_has_written_it(shift:
 
 
 def test_a_plan_without_manifest_is_described_by_its_engine() -> None:
-    from trtdeploy.runtimes.tensorrt.description import describe_plan
-
     gpu = FakeGpu(21)
     plan = gpu.plan(linear(), batches((1, 8, 32)))
     manifest = describe_plan(gpu.bindings, plan, LoadOptions(), gpu.device)
@@ -368,8 +388,6 @@ def test_a_plan_without_manifest_is_described_by_its_engine() -> None:
 
 
 def test_the_version_in_a_header_is_read_before_anything_is_deserialized() -> None:
-    from trtdeploy.runtimes.tensorrt.description import describe_plan, version_in_header
-
     header = b"ftrt" + bytes(20) + bytes((10, 3, 0, 26)) + bytes(100)
     assert version_in_header(header) == (10, 3, 0, 26)
     assert version_in_header(b"vtrt" + bytes(100)) is None
@@ -588,21 +606,193 @@ def test_a_plan_that_was_built_without_a_gpu_is_asked_where_there_is_one(monkeyp
     gpu.assert_clean()
 
 
-def test_values_of_a_shape_are_read_on_the_host_and_belong_to_their_request() -> None:
-    gpu = FakeGpu(36, eagerness=0.0)
-    with gpu.engine(reshaping(), profiles=(), contexts=2) as engine:
-        x = batch(2, 1)["x"]
-        wanted = [(128, 1), (64, 2), (2, 64), (2, 64), (1, 128), (128, 1)] * 3
-        futures = [engine.submit({"x": x, "shape": np.array(shape, np.int64)}) for shape in wanted]
-        for future, shape in zip(futures, wanted, strict=True):
-            np.testing.assert_array_equal(future.result(10)["y"], x.reshape(shape))
-        assert "shape tensors" in str(engine._contexts[0].graphs["reason"])  # type: ignore[attr-defined]
+def ranges(**inputs: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]) -> dict[str, ShapeRange]:
+    return {name: ShapeRange(min=low, opt=best, max=high) for name, (low, best, high) in inputs.items()}
 
 
-def test_values_of_a_shape_on_the_gpu_are_refused_not_read() -> None:
-    gpu = FakeGpu(37)
-    with gpu.engine(reshaping(), profiles=()) as engine:
-        array = OnFakeGpu(gpu, np.array([2, 64], np.int64))
-        with pytest.raises(DtypeError, match="reads on the host"):
-            engine.infer({"x": batch(2, 1)["x"], "shape": array})
-        array.release(engine)
+RESHAPING = ranges(x=((1, 64), (8, 64), (32, 64)), shape=((1, 1), (8, 64), (2048, 2048)))
+
+
+def shape_of(*sizes: int) -> np.ndarray:
+    return np.array(sizes, np.int64)
+
+
+class TestShapeTensors:
+    def test_values_are_read_on_the_host_and_belong_to_their_request(self) -> None:
+        gpu = FakeGpu(36, eagerness=0.0)
+        with gpu.engine(reshaping(), profiles=(RESHAPING,), contexts=2) as engine:
+            x = batch(2, 1)["x"]
+            wanted = [(128, 1), (64, 2), (2, 64), (2, 64), (1, 128), (128, 1)] * 3
+            futures = [engine.submit({"x": x, "shape": shape_of(*shape)}) for shape in wanted]
+            for future, shape in zip(futures, wanted, strict=True):
+                np.testing.assert_array_equal(future.result(10)["y"], x.reshape(shape))
+            assert "shape tensors" in str(engine._contexts[0].graphs["reason"])  # type: ignore[attr-defined]
+            with engine.lease() as lease:
+                out = lease.execute({"x": x, "shape": shape_of(4, 32)})
+                np.testing.assert_array_equal(out["y"], x.reshape(4, 32))
+
+    def test_values_outside_of_the_profile_are_refused_before_anything_runs(self) -> None:
+        gpu = FakeGpu(38)
+        narrow = ranges(x=((1, 64), (8, 64), (32, 64)), shape=((2, 2), (8, 64), (64, 64)))
+        with gpu.engine(reshaping(), profiles=(narrow,)) as engine:
+            with pytest.raises(
+                ShapeError, match=r"values shape=\[128, 1\] lie in no profile(?s:.)*shape=2x2:8x64:64x64"
+            ):
+                engine.infer({"x": batch(2, 1)["x"], "shape": shape_of(128, 1)})
+            assert gpu.trt.enqueues == 0
+
+    def test_values_choose_the_profile_too(self) -> None:
+        gpu = FakeGpu(39)
+        tall = ranges(x=((1, 64), (8, 64), (32, 64)), shape=((64, 1), (128, 1), (2048, 2)))
+        wide = ranges(x=((1, 64), (8, 64), (32, 64)), shape=((1, 64), (1, 128), (2, 2048)))
+        with gpu.engine(reshaping(), profiles=(tall, wide)) as engine:
+            x = batch(2, 1)["x"]
+            for shape in ((128, 1), (1, 128), (2, 64), (64, 2)):
+                out = engine.infer({"x": x, "shape": shape_of(*shape)})
+                np.testing.assert_array_equal(out["y"], x.reshape(shape))
+
+    def test_a_plan_without_manifest_has_the_ranges_of_its_values(self) -> None:
+        gpu = FakeGpu(40)
+        found = describe_plan(gpu.bindings, gpu.plan(reshaping(), (RESHAPING,)), LoadOptions(), gpu.device)
+        written = manifest(reshaping(), (RESHAPING,))
+        assert (found.profiles, found.profile_values) == (written.profiles, written.profile_values)
+        assert found.profile_values[0]["shape"].max == (2048, 2048)
+
+    def test_values_on_the_gpu_are_refused_not_read(self) -> None:
+        gpu = FakeGpu(37)
+        with gpu.engine(reshaping(), profiles=(RESHAPING,)) as engine:
+            array = OnFakeGpu(gpu, shape_of(2, 64))
+            with pytest.raises(DtypeError, match="reads on the host"):
+                engine.infer({"x": batch(2, 1)["x"], "shape": array})
+            array.release(engine)
+
+    def test_a_refused_call_changes_nothing_for_the_next_one(self) -> None:
+        """Of two shape tensors the first is good and new, the second is refused: the first must not count as seen."""
+        gpu = FakeGpu(41)
+        both = ranges(x=((1, 64), (8, 64), (32, 64)), first=((1, 1), (8, 64), (999, 999)), second=((1,), (1,), (999,)))
+        with gpu.engine(tiling(), profiles=(both,)) as engine:
+            x = batch(2, 1)["x"]
+
+            def ask(first: object, second: object) -> np.ndarray:
+                return engine.infer({"x": x, "first": first, "second": second})["y"]
+
+            np.testing.assert_array_equal(ask(shape_of(1, 1), shape_of(128)), x.reshape(128))
+            on_gpu = OnFakeGpu(gpu, shape_of(128))
+            with pytest.raises(DtypeError, match="reads on the host"):
+                ask(shape_of(3, 2), on_gpu)
+            on_gpu.release(engine)
+            with pytest.raises(ShapeError, match="No output shapes follow"):
+                ask(shape_of(3, 2), shape_of(5))
+            np.testing.assert_array_equal(ask(shape_of(3, 2), shape_of(768)), np.tile(x, (3, 2)).reshape(768))
+
+
+class TestTheCallersDevice:
+    """The thread has the first GPU, the engine runs on the second."""
+
+    def test_it_is_the_same_after_every_call(self) -> None:
+        gpu = FakeGpu(42)
+
+        def check_device(call: str) -> None:
+            assert gpu.cudart.cudaGetDevice() == (0, 0), call
+
+        loaded = gpu.load()
+        check_device("load")
+        facts = manifest(linear(), batches((1, 8, 32)))
+        engine = Engine(loaded, facts, contexts=2, timeout_s=30, queue_size=8)
+        check_device("contexts")
+        one = batch(2, 0)
+        for _ in range(4):  # a graph is captured and launched
+            engine.infer(one)
+            check_device("infer")
+            engine.submit(one).result()
+            check_device("submit")
+        out = engine.infer(one, outputs="device")
+        check_device("infer on the device")
+        engine.infer({"x": out["y"]})
+        check_device("infer from the device")
+        out["y"].numpy()
+        check_device("numpy")
+        del out
+        gc.collect()
+        check_device("the end of an output")
+        engine.memory_report()
+        check_device("memory_report")
+        asyncio.run(engine.ainfer(one))
+        check_device("ainfer")
+        kept = engine.infer(one, outputs="device")
+        engine.close()
+        check_device("close")
+        del engine, loaded, kept
+        gc.collect()
+        check_device("the end of the last output")
+        describe_plan(gpu.bindings, gpu.plan(linear(), batches((1, 8, 32))), LoadOptions(), gpu.device)
+        check_device("describe")
+        gpu.assert_clean()
+
+    def test_also_after_an_inference_that_failed(self) -> None:
+        gpu = FakeGpu(43)
+        with gpu.engine() as engine:
+            gpu.cudart.fail_next("cudaMallocFromPoolAsync", OUT_OF_MEMORY)
+            with pytest.raises(DeviceMemoryError):
+                engine.infer(batch(2, 0))
+            assert gpu.cudart.cudaGetDevice() == (0, 0)
+
+    def test_threads_of_the_engine_leave_the_first_gpu_alone(self) -> None:
+        """A context there costs memory that belongs to others."""
+        gpu = FakeGpu(44)
+        gpu.device.make_current()
+        with gpu.engine(contexts=2) as engine:
+            for future in [engine.submit(batch(2, index)) for index in range(8)]:
+                future.result()
+        assert gpu.cudart.contexts == {1}
+
+
+class TestFormats:
+    @pytest.mark.parametrize("tensor", ["x", "y"])
+    @pytest.mark.parametrize("profile", [0, 1])
+    def test_one_that_is_not_linear_is_refused(self, tensor: str, profile: int) -> None:
+        gpu = FakeGpu(45)
+        formats: list[dict[str, str]] = [{}, {}]
+        formats[profile] = {tensor: "CHW16"}
+        shapes = [{"x": ((1, 64), (8, 64), (high, 64))} for high in (8, 32)]
+        content = make_plan(linear(), shapes, formats)
+        with pytest.raises(PlanIncompatibleError, match=rf"tensor {tensor} (?s:.)*CHW16"):
+            gpu.load(content=content)
+        with pytest.raises(PlanIncompatibleError, match="linear"):
+            describe_plan(gpu.bindings, content, LoadOptions(), gpu.device)
+        gpu.assert_clean()
+
+
+def test_a_model_without_inputs() -> None:
+    gpu = FakeGpu(46)
+    with gpu.engine(constant(), profiles=()) as engine:
+        for _ in range(4):
+            np.testing.assert_array_equal(engine.infer({})["y"], np.arange(6, dtype=np.float32))
+
+
+def test_a_new_shape_and_a_capture_do_not_stop_an_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(47)
+    slow: list[str] = []
+    quick: list[str] = []
+    enqueue, launch = gpu.trt.IExecutionContext.execute_async_v3, gpu.cudart.cudaGraphLaunch
+
+    def enqueuing(self: object, stream: int) -> bool:
+        slow.append(threading.current_thread().name)
+        return bool(enqueue(self, stream))
+
+    def launching(*arguments: int) -> object:
+        quick.append(threading.current_thread().name)
+        return launch(*arguments)
+
+    monkeypatch.setattr(gpu.trt.IExecutionContext, "execute_async_v3", enqueuing)
+    monkeypatch.setattr(gpu.cudart, "cudaGraphLaunch", launching)
+
+    async def ask_all(engine: Engine) -> None:
+        for size in (5, 4, 4, 4, 4, 5):
+            check(await engine.ainfer(batch(size, size)), batch(size, size))
+
+    with gpu.engine() as engine:
+        asyncio.run(ask_all(engine))
+    assert len(slow) == 6  # 5, 4, 4 and its capture, 5 and its capture
+    assert all(name.startswith("trtdeploy-engine") for name in slow)
+    assert quick == [threading.current_thread().name] * 2  # and what is quick goes to no other thread

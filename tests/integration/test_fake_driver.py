@@ -19,10 +19,10 @@ NBYTES = 1024
 class Bench:
     """A device with two streams, a pool, a device buffer made on the first stream, and pinned memory."""
 
-    def __init__(self, *, eagerness: float = 0.0, seed: int = 0) -> None:
-        self.cudart = FakeCudart(seed, eagerness=eagerness)
+    def __init__(self, *, eagerness: float = 0.0, seed: int = 0, devices: int = 1) -> None:
+        self.cudart = FakeCudart(seed, eagerness=eagerness, devices=devices)
         self.device = Device(CudaApi(self.cudart), 0)
-        self.device.use()
+        self.device.make_current()
         self.first, self.second = Stream(self.device), Stream(self.device)
         self.pool = DevicePool(self.device, release_threshold_bytes=1 << 20)
         self.buffer = self.pool.allocate(NBYTES, self.first)
@@ -147,14 +147,40 @@ def test_a_stream_closed_with_work_in_it() -> None:
     b.check("destroyed with work")
 
 
-def test_a_thread_without_a_current_device() -> None:
-    import threading
+def on_the_second_device() -> Bench:
+    b = Bench(devices=2)
+    b.cudart.cudaSetDevice(1)
+    return b
 
-    b = Bench()
-    thread = threading.Thread(target=lambda: b.first.synchronize())
-    thread.start()
-    thread.join()
-    b.check("no device is current")
+
+def test_a_kernel_in_a_stream_of_a_device_that_is_not_current() -> None:
+    b = on_the_second_device()
+    b.cudart.enqueue_kernel(b.first.handle, [], [], lambda: None)
+    b.check("kernel was given to a stream of a device that is not current")
+
+
+def test_a_capture_of_a_stream_of_a_device_that_is_not_current() -> None:
+    b = on_the_second_device()
+    b.cudart.cudaStreamBeginCapture(b.first.handle, 1)
+    b.check("capture was begun to a stream of a device that is not current")
+
+
+def test_an_event_in_a_stream_of_another_device() -> None:
+    b = on_the_second_device()
+    _, event = b.cudart.cudaEventCreateWithFlags(1)
+    b.cudart.cudaEventRecord(event, b.first.handle)
+    b.check("event was recorded in a stream of another device")
+
+
+def test_copies_and_waits_are_allowed_whichever_device_is_current() -> None:
+    b = on_the_second_device()
+    b.bytes[...] = 7
+    b.to_device(b.first)
+    b.to_host(b.first)
+    b.first.synchronize()
+    assert (b.read == 7).all()
+    b.release()
+    b.cudart.assert_clean()
 
 
 def test_memory_that_was_never_allocated() -> None:
@@ -176,7 +202,7 @@ class TestFakeTensorRT:
 
     def test_addresses_must_be_set_and_aligned(self) -> None:
         gpu = FakeGpu()
-        gpu.device.use()
+        gpu.device.make_current()
         context = self.context(gpu)
         context.set_input_shape("x", (1, 64))
         with pytest.raises(Misuse, match="address of x"):
@@ -186,19 +212,19 @@ class TestFakeTensorRT:
 
     def test_shapes_must_be_set(self) -> None:
         gpu = FakeGpu()
-        gpu.device.use()
+        gpu.device.make_current()
         with pytest.raises(Misuse, match="shape of x"):
             self.context(gpu).execute_async_v3(Stream(gpu.device).handle)
 
     def test_the_default_stream_is_refused(self) -> None:
         gpu = FakeGpu()
-        gpu.device.use()
+        gpu.device.make_current()
         with pytest.raises(Misuse, match="default stream"):
             self.context(gpu).execute_async_v3(0)
 
     def test_a_context_used_by_two_threads_is_seen(self) -> None:
         gpu = FakeGpu()
-        gpu.device.use()
+        gpu.device.make_current()
         context = self.context(gpu)
         with context._alone(), pytest.raises(Misuse, match="two threads"):
             context.set_input_shape("x", (1, 64))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from onnx_graphs import block_network, save
 
-from trtdeploy.errors import TimingCacheError
+from trtdeploy.errors import BuildError, TimingCacheError
 from trtdeploy.onnxgraph.source import SourceModel, load_source
 from trtdeploy.plan import DeviceFacts
 from trtdeploy.runtimes.config import BuildConfig
@@ -25,18 +25,25 @@ from trtdeploy.timing_cache import BlobCache, Fingerprint
 FINGERPRINT = Fingerprint(
     kind="timing", runtime="tensorrt", version="10.16.1.11", device="Fake GPU", capability="9.0", cuda="13.0"
 )
+# TensorRT-RTX 1.7.1, libtensorrt_rtx.so
+MISS = "Adding new entry to timing cache is not allowed if `BuilderFlag::kERROR_ON_TIMING_CACHE_MISS` is set."
 
 
 class Library:
     """A TensorRT that times tactics by their names. Its caches are JSON: device and tactics.
 
+    Args:
+        device: UUID of the board; two boards of one model have two.
+
     Attributes:
         module: Stands where ``tensorrt`` would.
         timed: Tactics that a build had to time.
+        complaints: What a build says before it fails.
     """
 
     def __init__(self, device: str = "gpu-0") -> None:
         self.timed: list[str] = []
+        self.complaints: list[str] = []
         self.tactics = ["conv/a", "conv/b", "gemm/a"]
         library = self
         trt: Any = ModuleType("fake_builder")
@@ -56,8 +63,7 @@ class Library:
                 return json.dumps({"device": self.device, "tactics": self.tactics}).encode()
 
             def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
-                assert not ignore_mismatch, "a mismatch must never be ignored"
-                if input_cache.device != self.device:
+                if input_cache.device != self.device and not ignore_mismatch:
                     return False
                 self.tactics = {**input_cache.tactics, **self.tactics}
                 return True
@@ -84,9 +90,10 @@ class Library:
                     return ITimingCache(device, {})
 
             def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-                assert not ignore_mismatch, "a mismatch must never be ignored"
+                if cache.device != device and not ignore_mismatch:
+                    return False
                 self.cache = cache
-                return cache.device == device
+                return True
 
             def set_flag(self, flag: BuilderFlag) -> None:
                 self.flags.add(flag)
@@ -99,12 +106,15 @@ class Library:
                 return IBuilderConfig(self._logger)
 
             def build_serialized_network(self, network: object, config: IBuilderConfig) -> bytes | None:
+                for words in library.complaints:
+                    self._logger.log(ILogger.Severity.ERROR, words)
+                if library.complaints:
+                    return None
                 for tactic in library.tactics:
                     if config.cache is not None and tactic not in config.cache.tactics:
                         if BuilderFlag.ERROR_ON_TIMING_CACHE_MISS in config.flags:
                             assert BuilderFlag.EDITABLE_TIMING_CACHE in config.flags
-                            words = f"Error Code 10: timing cache miss for {tactic}"
-                            self._logger.log(ILogger.Severity.ERROR, words)
+                            self._logger.log(ILogger.Severity.ERROR, MISS)
                             return None
                         library.timed.append(tactic)
                         config.cache.tactics[tactic] = 1.0
@@ -132,6 +142,7 @@ class Library:
                 self.bindings,
                 parsed,
                 builder_config,
+                config,
                 parsed,
                 builder.Cancellation(),
                 capture,
@@ -140,7 +151,7 @@ class Library:
             )
             assert timing is not None
             assert target.cache is not None
-            target.cache.merge(bytes(timing.serialize()), blobs.combine, blobs.entries)
+            target.cache.merge(bytes(timing.serialize()), blobs.combining(target.cache), blobs.entries)
         return content
 
 
@@ -179,8 +190,25 @@ def test_verify_builds_from_a_complete_cache_and_fails_on_a_miss(source: SourceM
     before = cache.read_bytes()
     with pytest.raises(TimingCacheError, match="verify") as caught:
         more.build(source, cache, "verify")
-    assert any("new/a" in line for line in caught.value.log_lines)
+    assert caught.value.log_lines == (MISS,)
     assert cache.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["update", "verify"])
+def test_another_failure_is_not_called_a_miss(source: SourceModel, tmp_path: Path, mode: str) -> None:
+    cache = tmp_path / "b.timing"
+    Library().build(source, cache)
+    failing = Library()
+    failing.complaints = ["the timing cache is in use", "conv: the permission is missing"]
+    with pytest.raises(BuildError, match="the permission is missing"):
+        failing.build(source, cache, mode)
+
+
+def test_a_miss_is_one_only_where_it_is_forbidden(source: SourceModel, tmp_path: Path) -> None:
+    failing = Library()
+    failing.complaints = ["timing cache miss: conv is timed", "Error Code 10: no implementation for conv"]
+    with pytest.raises(BuildError, match="no implementation for conv"):
+        failing.build(source, tmp_path / "b.timing", "update")
 
 
 def test_verify_without_a_cache_fails_at_once(source: SourceModel, tmp_path: Path) -> None:
@@ -225,13 +253,40 @@ def test_a_cache_that_the_library_refuses_is_set_aside_and_the_build_goes_on(
 ) -> None:
     cache = tmp_path / "b.timing"
     Library("gpu-1").build(source, cache)
+    (tmp_path / "b.timing.json").unlink()  # trtexec made it: nothing says that it was a board of the same model
     before = cache.read_bytes()
     library = Library("gpu-0")
     library.build(source, cache)
     assert len(library.timed) == 3
     assert (tmp_path / "b.timing.foreign-1").read_bytes() == before
+    (tmp_path / "b.timing.json").unlink()
     with pytest.raises(TimingCacheError, match="another device"):
         Library("gpu-1").build(source, cache, "read-only")
+
+
+def test_another_board_of_the_same_model_uses_it(source: SourceModel, tmp_path: Path) -> None:
+    cache = tmp_path / "b.timing"
+    Library("gpu-1").build(source, cache)
+    other = Library("gpu-0")
+    other.tactics.append("new/a")
+    other.build(source, cache)
+    assert other.timed == ["new/a"]
+    again = Library("gpu-1")
+    again.tactics.append("new/a")
+    assert again.build(source, cache, "verify") == b"plan"
+    assert list(tmp_path.glob("*foreign*")) == []
+
+
+def test_boards_of_the_same_model_add_to_one_file_at_the_same_time(source: SourceModel, tmp_path: Path) -> None:
+    cache = tmp_path / "b.timing"
+    first = Library("gpu-0")
+    first.tactics = ["first/a"]
+    store = BlobCache(cache, FINGERPRINT)
+    blobs = TimingBlobs(first.bindings)
+    first.build(source, cache)
+    # the other board began when there was no file
+    store.merge(json.dumps({"device": "gpu-1", "tactics": {"second/a": 1.0}}).encode(), blobs.combining(store), len)
+    assert blobs.entries(cache.read_bytes()) == 2
 
 
 def test_a_cache_of_another_fingerprint_is_set_aside_and_the_build_goes_on(source: SourceModel, tmp_path: Path) -> None:

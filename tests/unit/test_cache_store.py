@@ -56,7 +56,7 @@ def words_in(blob: bytes) -> set[str]:
     return set(blob[6:-1].decode().split())
 
 
-def combine(first: bytes, second: bytes) -> bytes:
+def combine(first: bytes, second: bytes, *, ignore_mismatch: bool = False) -> bytes:
     union = words_in(first) | words_in(second)
     if {"gpu-a", "gpu-b"} <= union:
         raise TimingCacheError("The library refuses to combine gpu-a with gpu-b.")
@@ -406,7 +406,8 @@ class TestMergingFiles:
 
     @pytest.fixture(autouse=True)
     def library(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        library = type("Library", (), {"combine": staticmethod(combine), "entries": staticmethod(entries)})
+        functions = {"combine": combine, "entries": entries, "combining": lambda cache: combine}
+        library = type("Library", (), {name: staticmethod(function) for name, function in functions.items()})
         monkeypatch.setattr("trtdeploy.runtimes.tensorrt.timing.timing_blobs", lambda runtime: library)
 
     def test_the_output_keeps_what_it_has(self, tmp_path: Path) -> None:

@@ -76,10 +76,11 @@ def import_device_array(name: str, value: Any, device: Device, stream: Stream) -
                 f"Input {name!r} lies on GPU {int(ordinal)}; this engine runs on GPU {device.ordinal}.",
                 hint="Copy it there first.",
             )
-        device.use()  # PyTorch gives no tensor of a device that is not current
-        return _from_dlpack(name, value, stream)
+        with device.use():  # PyTorch gives no tensor of a device that is not current
+            return _from_dlpack(name, value, stream)
     if hasattr(value, "__cuda_array_interface__"):
-        return _from_interface(name, value, device, stream)
+        with device.use():
+            return _from_interface(name, value, device, stream)
     return None
 
 
@@ -91,7 +92,6 @@ def _from_interface(name: str, value: Any, device: Device, stream: Stream) -> De
         raise DtypeError(f"Input {name!r} is a masked array; an engine knows no masks.", hint="Fill in its gaps first.")
     _require_contiguous(name, shape, interface.get("strides"), dtype.itemsize)
     address = int(interface["data"][0])
-    device.use()
     attributes = device.api.call("cudaPointerGetAttributes", address) if address else None
     if attributes is not None and int(attributes.type) == _UNREGISTERED:
         raise DtypeError(f"Input {name!r} names {address:#x} as its address, which is no memory that CUDA knows.")

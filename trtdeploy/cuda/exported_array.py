@@ -86,8 +86,9 @@ class ExportedArray(DeviceArray):
         if stream == 0:
             raise ValueError("Stream 0 has no meaning in DLPack; CUDA's default streams are 1 and 2.")
         if self.producer is not None and stream != _NO_SYNCHRONIZATION:
-            self._device.use()
-            ExternalStream(self._device, _LEGACY_STREAM if stream is None else stream).wait_for_stream(self.producer)
+            reader = ExternalStream(self._device, _LEGACY_STREAM if stream is None else stream)
+            with self._device.use():
+                reader.wait_for_stream(self.producer)
         return self._capsule()
 
     def numpy(self) -> Array:
@@ -95,18 +96,18 @@ class ExportedArray(DeviceArray):
         result: Array = np.empty(self.shape, self.dtype)
         if not result.nbytes:
             return result
-        self._device.use()
-        stream = Stream(self._device)
-        staging = PinnedBuffer(self._device, result.nbytes)
-        try:
-            if self.producer is not None:
-                stream.wait_for_stream(self.producer)
-            copy_to_host(self._device, staging.address, self.address, result.nbytes, stream)
-            stream.synchronize()
-            result[...] = staging.view(self.dtype, self.shape)
-        finally:
-            staging.close()
-            stream.close()
+        with self._device.use():
+            stream = Stream(self._device)
+            staging = PinnedBuffer(self._device, result.nbytes)
+            try:
+                if self.producer is not None:
+                    stream.wait_for_stream(self.producer)
+                copy_to_host(self._device, staging.address, self.address, result.nbytes, stream)
+                stream.synchronize()
+                result[...] = staging.view(self.dtype, self.shape)
+            finally:
+                staging.close()
+                stream.close()
         return result
 
     def _capsule(self) -> Any:

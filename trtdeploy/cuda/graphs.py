@@ -51,9 +51,13 @@ def capture(stream: Stream, enqueue: Callable[[], bool]) -> Graph:
     Raises:
         GraphCaptureError: The work cannot be captured; the message says why. The stream can be used as before.
     """
-    api, runtime = stream.device.api, stream.device.api.runtime
     # with another device current the capture would succeed, and be empty
-    stream.device.use()
+    with stream.device.use():
+        return _capture(stream, enqueue)
+
+
+def _capture(stream: Stream, enqueue: Callable[[], bool]) -> Graph:
+    api, runtime = stream.device.api, stream.device.api.runtime
     # other threads go on calling CUDA: only this one is restricted
     api.call("cudaStreamBeginCapture", stream.native, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
     failure: BaseException | None = None
@@ -119,6 +123,9 @@ class GraphCache:
         self._capacity = capacity
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._captured = self._launched = self._evicted = 0
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._graphs
 
     def get(self, key: Hashable) -> Graph | None:
         """Return the graph of a key, if there is one."""

@@ -53,18 +53,18 @@ class DevicePool:
         self._lock = threading.Lock()
         self._live: dict[int, int] = {}
         api, runtime = device.api, device.api.runtime
-        device.use()
         properties = runtime.cudaMemPoolProps()
         properties.allocType = runtime.cudaMemAllocationType.cudaMemAllocationTypePinned
         properties.location.type = runtime.cudaMemLocationType.cudaMemLocationTypeDevice
         properties.location.id = device.ordinal
-        self._pool = api.call("cudaMemPoolCreate", properties)
-        api.call(
-            "cudaMemPoolSetAttribute",
-            self._pool,
-            runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold,
-            _as_cuuint64(release_threshold_bytes),
-        )
+        with device.use():
+            self._pool = api.call("cudaMemPoolCreate", properties)
+            api.call(
+                "cudaMemPoolSetAttribute",
+                self._pool,
+                runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold,
+                _as_cuuint64(release_threshold_bytes),
+            )
 
     @property
     def used_bytes(self) -> int:
@@ -117,8 +117,8 @@ class PinnedBuffer:
     def __init__(self, device: Device, nbytes: int) -> None:
         self._device = device
         self.nbytes = max(nbytes, 1)
-        device.use()
-        self.address = int(device.api.call("cudaHostAlloc", self.nbytes, 0))
+        with device.use():
+            self.address = int(device.api.call("cudaHostAlloc", self.nbytes, 0))
         self._bytes = array_over(self.address, (self.nbytes,), np.dtype(np.uint8), None)
 
     def view(self, dtype: np.dtype[Any], shape: Sequence[int], *, offset: int = 0) -> Array:

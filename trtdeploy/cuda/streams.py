@@ -21,9 +21,9 @@ class Event:
 
     def __init__(self, device: Device, *, timing: bool = False) -> None:
         self._device = device
-        device.use()
         flags = _BLOCKING_SYNC if timing else _BLOCKING_SYNC | _DISABLE_TIMING
-        self._event = device.api.call("cudaEventCreateWithFlags", flags)
+        with device.use():
+            self._event = device.api.call("cudaEventCreateWithFlags", flags)
 
     @property
     def handle(self) -> int:
@@ -52,8 +52,8 @@ class Stream:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        device.use()
-        self._stream = device.api.call("cudaStreamCreateWithFlags", _NON_BLOCKING)
+        with device.use():
+            self._stream = device.api.call("cudaStreamCreateWithFlags", _NON_BLOCKING)
 
     @property
     def handle(self) -> int:

@@ -51,10 +51,14 @@ class Engine:
         self._contexts = _make_contexts(loaded, contexts)
         self._pool = FairPool(range(contexts), what="execution context")
         self._queue = FairPool(range(contexts + queue_size), what="place in the queue")
-        self._executor = ThreadPoolExecutor(contexts, thread_name_prefix="trtdeploy-engine")
+        self._executor = ThreadPoolExecutor(
+            contexts, thread_name_prefix="trtdeploy-engine", initializer=loaded.enter_thread
+        )
         # Who waits for a started inference gives its context back. It must never queue behind a request that waits for
         # just that context, so it has workers of its own, one for each inference that can be under way.
-        self._finishers = ThreadPoolExecutor(contexts, thread_name_prefix="trtdeploy-finish")
+        self._finishers = ThreadPoolExecutor(
+            contexts, thread_name_prefix="trtdeploy-finish", initializer=loaded.enter_thread
+        )
         self._closing = threading.Lock()
         self._closed = False
         self._in_flight_bytes = [0] * contexts
@@ -168,8 +172,9 @@ class Engine:
         Args:
             inputs: As for ``infer``.
             timeout_s: How long to wait for a place in the queue and then for a context; None waits for ever.
-            copy: Copy the inputs, so that they may be changed at once. Without, they must stay as they are until the
-                future is done.
+            copy: Copy the inputs that lie on the host, so that they may be changed at once. Without, they must stay as
+                they are until the future is done. Inputs on a GPU are never copied by this: they are read where they
+                lie, and must stay as they are until the future is done.
 
         Raises:
             InputError: As ``infer``, at once and not in the future.
@@ -186,11 +191,16 @@ class Engine:
         return self._dispatch(_copied(arrays) if copy else arrays, slot, deadline, seconds)
 
     async def ainfer(self, inputs: Mapping[str, Any], *, timeout_s: Timeout = _DEFAULT) -> dict[str, Array]:
-        """Run once without blocking the event loop. Raises what ``infer`` raises."""
+        """Run once; the event loop goes on meanwhile. Raises what ``infer`` raises.
+
+        Inputs on the host may be changed as soon as this has been scheduled and waits; those on a GPU are read where
+        they lie, and must stay as they are until it is done, or, if it is cancelled, as long as the engine runs it.
+        """
         seconds = self._seconds(timeout_s)
         deadline = _deadline(seconds)
         arrays = self._check(inputs)
-        started = self._start_at_once(arrays)
+        # a new shape, or the capture of a graph, may take long: a worker does that
+        started = self._start_at_once(arrays, if_quick=True)
         if started is not None:
             return await asyncio.wrap_future(started)
         arrays = _copied(arrays)
@@ -211,7 +221,8 @@ class Engine:
         """Run many inferences, several at a time, and yield their outputs in the order of the inputs.
 
         Args:
-            batches: Inputs of one inference each; read only as far ahead as ``in_flight``.
+            batches: Inputs of one inference each; read only as far ahead as ``in_flight``. Those on the host may be
+                changed when the next ones are asked for; those on a GPU not before their outputs are there.
             in_flight: How many may be queued or running; twice the contexts if None. They wait for a context for as
                 long as it takes.
 
@@ -239,6 +250,7 @@ class Engine:
             inputs=self.inputs,
             outputs=self.outputs,
             profiles=self.manifest.profiles,
+            profile_values=self.manifest.profile_values,
             import_array=self._loaded.import_array,
         )
         try:
@@ -293,7 +305,8 @@ class Engine:
         self.close()
 
     def _check(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        return check_inputs(as_arrays(inputs, self._loaded.import_array), self.inputs, self.manifest.profiles)
+        arrays = as_arrays(inputs, self._loaded.import_array)
+        return check_inputs(arrays, self.inputs, self.manifest.profiles, self.manifest.profile_values)
 
     def _seconds(self, timeout_s: Timeout) -> float | None:
         return self._timeout_s if isinstance(timeout_s, _EngineDefault) else _checked_seconds(timeout_s)
@@ -311,11 +324,11 @@ class Engine:
         finally:
             self._give_back(index)
 
-    def _start_at_once(self, arrays: dict[str, Array]) -> Future[dict[str, Array]] | None:
+    def _start_at_once(self, arrays: dict[str, Array], *, if_quick: bool = False) -> Future[dict[str, Array]] | None:
         """Start an inference in the caller's thread if the device computes by itself and a context is free now.
 
         That copies the inputs to where the device reads them, so no other copy is needed; a worker only sleeps until
-        the end. None where somebody waits already, or no context is free.
+        the end. None where somebody waits already, no context is free, or ``if_quick`` and it may take long to start.
         """
         if not self._loaded.asynchronous or self._queued_bytes:
             return None
@@ -323,8 +336,12 @@ class Engine:
         if index is None:
             return None
         try:
+            context = self._contexts[index]
+            if if_quick and not context.starts_quickly(arrays):
+                self._give_back(index)
+                return None
             self._in_flight_bytes[index] = _nbytes(arrays)
-            pending = self._contexts[index].start(arrays)
+            pending = context.start(arrays)
         except BaseException:
             self._give_back(index)
             raise
@@ -412,7 +429,11 @@ def _make_contexts(loaded: LoadedEngine, count: int) -> list[ExecutionContext]:
 
 
 def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Copy host arrays; what lies on a device stays where it is, and its owner waits."""
+    """Copy host arrays; what lies on a device stays where it is.
+
+    A copy there would have to come before what its owner does next, in a stream that DLPack does not name: only waiting
+    for it here could see to that.
+    """
     return {name: array.copy() if isinstance(array, np.ndarray) else array for name, array in arrays.items()}
 
 

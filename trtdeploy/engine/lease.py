@@ -10,7 +10,7 @@ import numpy as np
 from trtdeploy.engine.arrays import as_arrays
 from trtdeploy.errors import DtypeError, EngineClosedError, InputError, InputNameError, ShapeError
 from trtdeploy.runtimes.base import ExecutionContext
-from trtdeploy.tensors import Array, Profile, TensorSpec, check_inputs
+from trtdeploy.tensors import Array, Profile, ProfileValues, TensorSpec, check_inputs
 
 
 class Lease:
@@ -30,11 +30,13 @@ class Lease:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         profiles: Sequence[Profile],
+        profile_values: Sequence[ProfileValues],
         import_array: Callable[[str, Any], Any],
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self._profiles = profiles
+        self._profile_values = profile_values
         self._import_array = import_array
         self._context: ExecutionContext | None = context
 
@@ -51,7 +53,7 @@ class Lease:
             EngineClosedError: The lease has ended.
         """
         context = self._live_context()
-        arrays = check_inputs(as_arrays(inputs, self._import_array), self.inputs, self._profiles)
+        arrays = self._check(inputs)
         return context.execute_on_device(arrays) if outputs == "device" else context.execute(arrays)
 
     def execute_into(self, inputs: Mapping[str, Any], outputs: Mapping[str, Array]) -> None:
@@ -68,7 +70,7 @@ class Lease:
             EngineClosedError: The lease has ended.
         """
         context = self._live_context()
-        arrays = check_inputs(as_arrays(inputs, self._import_array), self.inputs, self._profiles)
+        arrays = self._check(inputs)
         if set(outputs) != {spec.name for spec in self.outputs}:
             raise InputNameError(
                 f"Output arrays {sorted(outputs)} were given; this engine gives {sorted(s.name for s in self.outputs)}."
@@ -91,6 +93,10 @@ class Lease:
     def end(self) -> None:
         """Take the context away from the lease; its pool gets it back at the end of the ``with`` block."""
         self._context = None
+
+    def _check(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        arrays = as_arrays(inputs, self._import_array)
+        return check_inputs(arrays, self.inputs, self._profiles, self._profile_values)
 
     def _live_context(self) -> ExecutionContext:
         if self._context is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trtdeploy.errors import InferenceError, UsageError
 from trtdeploy.plan import DeviceFacts, Manifest, PrecisionFacts, TacticFacts
 from trtdeploy.runtimes.config import BuildConfig, LoadOptions
-from trtdeploy.tensors import Array, ShapeRange
+from trtdeploy.tensors import Array, ShapeRange, ValueRange
 
 if TYPE_CHECKING:
     from trtdeploy.onnxgraph.source import SourceModel
@@ -33,6 +33,7 @@ class BuiltPlan:
         precision: What of it runs in INT8.
         tactic: The implementation that was measured as fastest, where the runtime says so.
         profiles: The shape ranges that it covers; none where it accepts whatever the model does.
+        profile_values: The same profiles' ranges of the values of shape tensors; none where there are no such inputs.
     """
 
     content: bytes
@@ -40,6 +41,7 @@ class BuiltPlan:
     precision: PrecisionFacts
     tactic: TacticFacts | None
     profiles: tuple[dict[str, ShapeRange], ...]
+    profile_values: tuple[dict[str, ValueRange], ...] = ()
 
 
 class Pending(ABC):
@@ -66,12 +68,18 @@ class ExecutionContext(ABC):
         """
 
     def start(self, inputs: Mapping[str, Array]) -> Pending:
-        """Begin an inference and return at once; the inputs have been copied. Only if ``LoadedEngine.asynchronous``.
+        """Begin an inference and return before it has ended. Only if ``LoadedEngine.asynchronous``.
+
+        Inputs on the host have been copied; those on a device are read where they lie, until the inference has ended.
 
         Raises:
             InferenceError: The runtime failed.
         """
         raise InferenceError(f"{type(self).__name__} cannot start an inference without waiting for it.")
+
+    def starts_quickly(self, inputs: Mapping[str, Array]) -> bool:
+        """Say whether ``start`` only hands over work now, and does nothing that it does once per shape."""
+        return False
 
     def execute_on_device(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
         """Run and leave the outputs where they are computed, as arrays with DLPack and ``__cuda_array_interface__``.
@@ -105,6 +113,9 @@ class LoadedEngine(ABC):
     """
 
     asynchronous: bool = False
+
+    def enter_thread(self) -> None:  # noqa: B027  # most runtimes need nothing
+        """Called once in each thread that works for this engine alone, before it does anything."""
 
     @abstractmethod
     def create_context(self) -> ExecutionContext:

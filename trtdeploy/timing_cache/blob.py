@@ -74,6 +74,13 @@ class BlobCache:
             logger.warning("there is no timing cache at %s; mode 'read-only' makes none", self.path)
         return blob
 
+    def vouches_for(self, blob: bytes) -> bool:
+        """Say whether a sidecar lies here that knows these bytes, and names this version and kind of device."""
+        sidecar = parse_sidecar(read_sidecar_bytes(self.path))
+        return (
+            sidecar is not None and sidecar.vouches_for(blob) and not sidecar.fingerprint.differences(self.fingerprint)
+        )
+
     def refuse(self, reason: str) -> None:
         """Set the file aside because the runtime does not want it on this device after all.
 

@@ -122,9 +122,9 @@ def merge_caches(paths: Sequence[Path], output: Path) -> CacheFacts:
     for content, _ in pairs.values():
         blobs.entries(content)  # garbage is refused before anything is written
         # before the output is touched: a refusal there would set it aside, as in a build
-        combined = blobs.combine(combined, content) if combined else content
+        combined = blobs.combine(combined, content, ignore_mismatch=True) if combined else content
     cache = BlobCache(output, fingerprint)
-    cache.merge(combined, blobs.combine, blobs.entries)
+    cache.merge(combined, blobs.combining(cache), blobs.entries)
     return cache_facts(cache.path)
 
 

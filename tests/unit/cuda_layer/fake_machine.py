@@ -24,7 +24,7 @@ class Machine:
     def __init__(self, seed: int = 0, *, eagerness: float = 0.0, memory_bytes: int = 1 << 24, devices: int = 1) -> None:
         self.cudart = FakeCudart(seed, eagerness=eagerness, memory_bytes=memory_bytes, devices=devices)
         self.device = Device(CudaApi(self.cudart), 0)
-        self.device.use()
+        self.device.make_current()
         self.stream = Stream(self.device)
         self.pool = DevicePool(self.device, release_threshold_bytes=1 << 30)
 

@@ -7,11 +7,16 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_cudart import INVALID_VALUE, OUT_OF_MEMORY, FakeCudart
 
 from trtdeploy.cuda.api import CudaApi, load_api
+from trtdeploy.cuda.arrays import import_device_array
 from trtdeploy.cuda.device import Device
+from trtdeploy.cuda.exported_array import ExportedArray
+from trtdeploy.cuda.memory import DevicePool, PinnedBuffer
+from trtdeploy.cuda.streams import Event, Stream
 from trtdeploy.errors import CudaError, DeviceMemoryError, InferenceError, RuntimeUnavailableError
 
 
@@ -63,14 +68,65 @@ def test_facts_of_a_device() -> None:
 
 
 def test_each_thread_has_a_current_device_of_its_own() -> None:
-    fake = FakeCudart()
-    Device(CudaApi(fake), 0).use()
-    fake.cudaEventCreateWithFlags(1)
-    assert fake.violations == []
-    thread = threading.Thread(target=fake.cudaEventCreateWithFlags, args=(1,))
+    fake = FakeCudart(devices=2)
+    Device(CudaApi(fake), 1).make_current()
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(fake.cudaGetDevice()[1]))
     thread.start()
     thread.join()
-    assert "no device is current" in fake.violations[0]
+    assert (fake.cudaGetDevice()[1], found) == (1, [0])
+
+
+class TestUse:
+    def test_the_device_before_is_current_again_at_the_end(self) -> None:
+        fake = FakeCudart(devices=3)
+        first, second = (Device(CudaApi(fake), ordinal) for ordinal in (0, 1))
+        fake.cudaSetDevice(2)
+        with second.use():
+            assert fake.cudaGetDevice()[1] == 1
+            with first.use():
+                assert fake.cudaGetDevice()[1] == 0
+            assert fake.cudaGetDevice()[1] == 1
+        assert fake.cudaGetDevice()[1] == 2
+
+    def test_also_after_an_error(self) -> None:
+        fake = FakeCudart(devices=2)
+        with pytest.raises(ZeroDivisionError), Device(CudaApi(fake), 1).use():
+            raise ZeroDivisionError
+        assert fake.cudaGetDevice()[1] == 0
+
+    def test_nothing_is_set_where_it_is_current_already(self) -> None:
+        fake = FakeCudart(devices=2)
+        device = Device(CudaApi(fake), 1)
+        device.make_current()
+        fake.fail_next("cudaSetDevice")
+        with device.use():
+            assert fake.cudaGetDevice()[1] == 1
+        assert fake.cudaSetDevice(0)[0] == OUT_OF_MEMORY  # it had not been called
+
+    def test_whatever_the_layer_makes_leaves_the_device_as_it_was(self) -> None:
+        fake = FakeCudart(devices=2)
+        device = Device(CudaApi(fake), 1)
+        stream, event = Stream(device), Event(device)
+        pool = DevicePool(device, release_threshold_bytes=0)
+        pinned = PinnedBuffer(device, 64)
+        device.free_bytes()
+        buffer = pool.allocate(64, stream)
+        stream.synchronize()
+        ExportedArray(buffer.address, (16,), np.dtype(np.float32), buffer, device=device).numpy()
+        exported = ExportedArray(
+            buffer.address, (16,), np.dtype(np.float32), buffer, device=device, producer=stream.handle
+        )
+        exported.__dlpack__()
+        import_device_array("x", exported, device, stream)
+        assert fake.cudaGetDevice()[1] == 0
+        buffer.free(stream)
+        stream.synchronize()
+        pinned.close()
+        pool.close()
+        event.close()
+        stream.close()
+        fake.assert_clean()
 
 
 class Runtime:

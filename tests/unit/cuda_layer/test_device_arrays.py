@@ -198,7 +198,7 @@ class TestImportOfDLPack:
     def test_its_device_is_current_when_the_producer_is_asked(self) -> None:
         m = Machine(devices=2)
         device = Device(m.device.api, 1)
-        m.device.use()
+        m.device.make_current()
         current: list[int] = []
 
         class Asks(Producer):

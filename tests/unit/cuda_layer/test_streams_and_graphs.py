@@ -131,6 +131,7 @@ class TestCapture:
             return True
 
         capture(m.stream, enqueue).close()
+        assert m.cudart.cudaGetDevice() == (0, 1)  # and that of the caller is so again
         m.end()
 
     def test_captured_copies_take_what_lies_there_at_each_launch(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from trtdeploy.runtimes.tensorrt.network import ParsedNetwork, parse
 from trtdeploy.runtimes.tensorrt.options import apply_options
 from trtdeploy.runtimes.tensorrt.plugins import load_plugins
 from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, ask_plan, facts_from_network, require_int8
-from trtdeploy.runtimes.tensorrt.profiles import Profiles, add_profiles, profiles_for
+from trtdeploy.runtimes.tensorrt.profiles import Profiles, add_profiles, profiles_for, split_values
 from trtdeploy.runtimes.tensorrt.progress import Cancellation, make_monitor, run_cancellable
 from trtdeploy.runtimes.tensorrt.timing import TimingBlobs
 from trtdeploy.timing_cache import BlobCache
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 # TensorRT's builder is not safe for several threads of one process: concurrent builds with a warm timing cache crash.
 _ONE_BUILD_PER_PROCESS = threading.Lock()
+# "Adding new entry to timing cache is not allowed if `BuilderFlag::kERROR_ON_TIMING_CACHE_MISS` is set." is what the
+# library says (TensorRT-RTX 1.7); other versions may say it otherwise, but not in one line about what is "missing".
+_TIMING_CACHE_MISS = re.compile(r"timing cache.*miss(?![a-z])", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ def _build(
     network = parsed.network
     builder_config = parsed.builder.create_builder_config()
     apply_options(bindings, config, builder_config)
-    profiles = profiles_for(network, config)
-    add_profiles(parsed.builder, network, builder_config, profiles)
+    ranges = profiles_for(network, config)
+    add_profiles(parsed.builder, network, builder_config, ranges)
+    profiles, profile_values = split_values(network, ranges)
     layers = _weighted_layers(source, profiles)
     if config.implicit:
         layers = set_dynamic_ranges(bindings, network, builder_config, config, layers)
@@ -93,21 +98,31 @@ def _build(
     with bindings.messages.capture() as capture:
         blobs = TimingBlobs(bindings)
         timing = _attach_timing_cache(bindings, builder_config, config, target, blobs)
-        content = _compile(bindings, parsed, builder_config, monitor, cancellation, capture, source, target.obstacle)
+        content = _compile(
+            bindings, parsed, builder_config, config, monitor, cancellation, capture, source, target.obstacle
+        )
         if timing is not None and target.cache is not None:
-            target.cache.merge(bytes(timing.serialize()), blobs.combine, blobs.entries)
+            target.cache.merge(bytes(timing.serialize()), blobs.combining(target.cache), blobs.entries)
     precision = from_network
     if target.obstacle is None:
         precision = _ask_engine(bindings, content, layers, from_network)
         if asked_for_int8:
             require_int8(precision, model=str(source.path))
-    return BuiltPlan(content=content, device=target.device, precision=precision, tactic=None, profiles=profiles)
+    return BuiltPlan(
+        content=content,
+        device=target.device,
+        precision=precision,
+        tactic=None,
+        profiles=profiles,
+        profile_values=profile_values,
+    )
 
 
 def _compile(
     bindings: Bindings,
     parsed: ParsedNetwork,
     builder_config: tensorrt.IBuilderConfig,
+    config: BuildConfig,
     monitor: tensorrt.IProgressMonitor,
     cancellation: Cancellation,
     capture: Capture,
@@ -127,7 +142,7 @@ def _compile(
     if serialized is None:
         if cancellation.wanted:
             raise BuildError(f"The build of {source.path} was cancelled.")
-        if capture.mentions("timing cache") and capture.mentions("miss"):
+        if config.timing_cache_mode == "verify" and any(map(_TIMING_CACHE_MISS.search, capture.lines)):
             raise TimingCacheError(
                 f"{title} would have to time a tactic that the timing cache lacks, and mode 'verify' forbids it.",
                 hint="Build once with --timing-cache-mode update, on this machine and version.",
@@ -162,9 +177,10 @@ def _attach_timing_cache(
         trt = bindings.trt
     if target.cache is None:
         return None
-    timing = blobs.open(builder_config, target.cache.load(blobs.entries))
-    if not builder_config.set_timing_cache(timing, ignore_mismatch=False):
-        # the same kind of GPU, and yet TensorRT sees another device
+    blob = target.cache.load(blobs.entries)
+    timing = blobs.open(builder_config, blob)
+    # TensorRT compares the devices' UUIDs, and those of two boards of one model differ: the sidecar knows better
+    if not builder_config.set_timing_cache(timing, ignore_mismatch=target.cache.vouches_for(blob)):
         target.cache.refuse("TensorRT finds that it comes from another device or version")
         timing = blobs.open(builder_config, b"")
         if not builder_config.set_timing_cache(timing, ignore_mismatch=False):

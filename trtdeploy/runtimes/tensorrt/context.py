@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from trtdeploy.runtimes.base import ExecutionContext
 from trtdeploy.runtimes.tensorrt.arena import Arena
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
 from trtdeploy.runtimes.tensorrt.graphs import GraphRunner
-from trtdeploy.runtimes.tensorrt.io_tensors import EngineTensor, choose_profile, engine_profiles, engine_tensors
+from trtdeploy.runtimes.tensorrt.io_tensors import EngineProfile, EngineTensor, choose_profile
 from trtdeploy.runtimes.tensorrt.output_memory import GrowingOutput, make_output_allocator, shape_of
 from trtdeploy.runtimes.tensorrt.pending import TensorRTPending
 from trtdeploy.runtimes.tensorrt.result_memory import ResultMemory
@@ -36,8 +36,9 @@ class TensorRTContext(ExecutionContext):
 
     Args:
         bindings: The library.
-        engine: The engine.
         context: TensorRT's own context; this object is its only user.
+        tensors: The engine's inputs and outputs.
+        profiles: What its profiles cover.
         device: The GPU.
         pool: Where device memory comes from.
         results: Where the memory of outputs that stay on the device comes from.
@@ -49,9 +50,10 @@ class TensorRTContext(ExecutionContext):
     def __init__(
         self,
         bindings: Bindings,
-        engine: tensorrt.ICudaEngine,
         context: tensorrt.IExecutionContext,
         *,
+        tensors: Sequence[EngineTensor],
+        profiles: Sequence[EngineProfile],
         device: Device,
         pool: DevicePool,
         results: ResultMemory,
@@ -65,10 +67,9 @@ class TensorRTContext(ExecutionContext):
         self._pool = pool
         self._results = results
         self._arena = arena
-        tensors = engine_tensors(bindings, engine)
         self._inputs = [tensor for tensor in tensors if tensor.is_input]
         self._outputs = [tensor for tensor in tensors if not tensor.is_input]
-        self._profiles = engine_profiles(engine, tensors)
+        self._profiles = profiles
         self._profile = 0
         self._stream = Stream(device)
         self._staged_inputs = StagingRing(device, slots=_SLOTS)
@@ -76,7 +77,7 @@ class TensorRTContext(ExecutionContext):
         self._buffers: dict[str, DeviceBuffer] = {}
         self._host_values: dict[str, Array] = {}
         self._growing: dict[str, tuple[tensorrt.IOutputAllocator, GrowingOutput]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes: dict[str, tuple[int, ...]] | None = None
         self._output_shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._graphs = GraphRunner(device, cuda_graphs)
@@ -111,19 +112,28 @@ class TensorRTContext(ExecutionContext):
             outputs[name][...] = array
 
     def start(self, inputs: Mapping[str, Array]) -> TensorRTPending:
-        self._compute(inputs)
-        return self._copy_out(inputs)
+        with self._device.use():
+            self._compute(inputs)
+            return self._copy_out(inputs)
+
+    def starts_quickly(self, inputs: Mapping[str, Array]) -> bool:
+        return (
+            self._shapes == self._shapes_of(inputs)
+            and not self._new_values(inputs)
+            and not self._graphs.captures_next(self._key())
+        )
 
     def execute_on_device(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
-        self._compute(inputs)
-        results: dict[str, Any] = {}
-        try:
-            for tensor in self._outputs:
-                if not tensor.on_host:
-                    results[tensor.name] = self._export(tensor)
-        finally:
-            # also after an error: memory that is let go of must not be written any more
-            self._stream.synchronize()
+        with self._device.use():
+            self._compute(inputs)
+            results: dict[str, Any] = {}
+            try:
+                for tensor in self._outputs:
+                    if not tensor.on_host:
+                        results[tensor.name] = self._export(tensor)
+            finally:
+                # also after an error: memory that is let go of must not be written any more
+                self._stream.synchronize()
         return results | {
             tensor.name: self._host_values[tensor.name].copy() for tensor in self._outputs if tensor.on_host
         }
@@ -150,7 +160,10 @@ class TensorRTContext(ExecutionContext):
         }
 
     def close(self) -> None:
-        self._device.use()
+        with self._device.use():
+            self._release()
+
+    def _release(self) -> None:
         self._stream.synchronize()
         self._graphs.close()
         del self._context
@@ -168,7 +181,6 @@ class TensorRTContext(ExecutionContext):
 
     def _compute(self, inputs: Mapping[str, Array]) -> None:
         """Enqueue all up to the results, which then lie in this context's own memory."""
-        self._device.use()
         with self._bindings.messages.capture() as capture:
             self._set_shapes(inputs)
             self._copy_in(inputs)
@@ -190,23 +202,26 @@ class TensorRTContext(ExecutionContext):
             return shape_of(tensor.name, output), output.buffer.address if output.buffer is not None else 0
         return self._output_shapes[tensor.name], self._buffers[tensor.name].address
 
+    def _shapes_of(self, inputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+        return {tensor.name: inputs[tensor.name].shape for tensor in self._inputs}
+
     def _set_shapes(self, inputs: Mapping[str, Array]) -> None:
-        """Tell TensorRT the shapes if they differ from the last ones; the profile before them."""
-        shapes = {tensor.name: inputs[tensor.name].shape for tensor in self._inputs}
-        values_differ = self._take_host_values(inputs)
-        if shapes == self._shapes and not values_differ:
+        """Tell TensorRT shapes, and the values of shape tensors, if they differ from the last; the profile first."""
+        shapes = self._shapes_of(inputs)
+        values = self._new_values(inputs)
+        if shapes == self._shapes and not values:
             return
-        self._shapes = {}  # unknown until all of them are set
-        wanted = choose_profile(self._profiles, dict(inputs), self._profile)
-        if wanted != self._profile:
-            if not self._context.set_optimization_profile_async(wanted, self._stream.handle):
-                raise InferenceError(f"TensorRT cannot switch to profile {wanted}.")
-            self._profile = wanted
-            # the next enqueue has to be one of TensorRT's own: it brings the new profile's resources
-            self._graphs.forget()
+        self._shapes = None  # unknown until all of them are set
+        if values:
+            self._stream.synchronize()  # an earlier enqueue may still read the old ones
+            self._host_values |= {name: array.copy() for name, array in values.items()}
+        self._switch_profile(choose_profile(self._profiles, inputs, self._profile))
+        for tensor in self._inputs:
+            if tensor.on_host:
+                self._set_address(tensor.name, self._host_values[tensor.name].ctypes.data)
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise ShapeError(f"TensorRT refuses shape {list(shape)} of input {name!r} in profile {wanted}.")
+                raise ShapeError(f"TensorRT refuses shape {list(shape)} of input {name!r} in profile {self._profile}.")
         try:
             missing = self._context.infer_shapes()
         except RuntimeError as error:
@@ -219,30 +234,36 @@ class TensorRTContext(ExecutionContext):
         }
         self._shapes = shapes
 
-    def _take_host_values(self, inputs: Mapping[str, Array]) -> bool:
-        """Keep the values of shape tensors where TensorRT reads them; say whether one has changed."""
-        changed = False
-        for tensor in self._inputs:
-            if not tensor.on_host:
-                continue
-            if _on_device(inputs[tensor.name]):
+    def _switch_profile(self, wanted: int) -> None:
+        if wanted == self._profile:
+            return
+        # nothing says that TensorRT keeps them for another profile
+        self._addresses.clear()
+        try:
+            # the binding raises where the library returns false (TensorRT, pyCore.cpp)
+            self._context.set_optimization_profile_async(wanted, self._stream.handle)
+        except RuntimeError as error:
+            raise InferenceError(f"TensorRT cannot switch to profile {wanted}: {error}.") from error
+        self._profile = wanted
+        for name, (allocator, _) in self._growing.items():
+            self._context.set_output_allocator(name, allocator)
+        # the next enqueue has to be one of TensorRT's own: it brings the new profile's resources
+        self._graphs.forget()
+
+    def _new_values(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the values of shape tensors that differ from those that TensorRT reads now; all are checked first."""
+        given = {tensor.name: inputs[tensor.name] for tensor in self._inputs if tensor.on_host}
+        for name, array in given.items():
+            if _on_device(array):
                 raise DtypeError(
-                    f"Input {tensor.name!r} holds the values of a shape, which TensorRT reads on the host; an array on "
-                    "the GPU was given.",
+                    f"Input {name!r} holds the values of a shape, which TensorRT reads on the host; an array on the "
+                    "GPU was given.",
                     hint="Copy it to the host first.",
                 )
-            array = np.asarray(inputs[tensor.name])
-            kept = self._host_values.get(tensor.name)
-            if kept is None or kept.shape != array.shape:
-                self._stream.synchronize()  # an earlier enqueue may still read the old values
-                self._host_values[tensor.name] = array.copy()
-                self._set_address(tensor.name, self._host_values[tensor.name].ctypes.data)
-                changed = True
-            elif not np.array_equal(kept, array):
-                self._stream.synchronize()
-                kept[...] = array
-                changed = True
-        return changed
+        kept = self._host_values
+        return {
+            name: array for name, array in given.items() if name not in kept or not np.array_equal(kept[name], array)
+        }
 
     def _copy_in(self, inputs: Mapping[str, Array]) -> None:
         staged = {t.name: inputs[t.name] for t in self._inputs if not t.on_host and not _on_device(inputs[t.name])}
@@ -293,11 +314,15 @@ class TensorRTContext(ExecutionContext):
         kept = self._host_values.get(tensor.name)
         if kept is None or kept.shape != shape:
             self._stream.synchronize()
-            self._host_values[tensor.name] = np.zeros(shape, tensor.dtype)
-            self._set_address(tensor.name, self._host_values[tensor.name].ctypes.data)
+            self._host_values[tensor.name] = kept = np.zeros(shape, tensor.dtype)
+        self._set_address(tensor.name, kept.ctypes.data)
+
+    def _key(self) -> Hashable:
+        """Return what a CUDA graph holds of an enqueue."""
+        return self._profile, tuple((self._shapes or {}).items()), tuple(self._addresses.items())
 
     def _enqueue(self) -> bool:
-        key = (self._profile, tuple(self._shapes.items()), tuple(self._addresses.items()))
+        key = self._key()
 
         def enqueue() -> bool:
             return bool(self._context.execute_async_v3(self._stream.handle))

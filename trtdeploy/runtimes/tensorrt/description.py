@@ -30,7 +30,11 @@ def describe_plan(bindings: Bindings, content: bytes, options: LoadOptions, devi
             f"The plan was built with TensorRT {'.'.join(map(str, built_with))}; {bindings.version} is installed.",
             hint="Build it again, or allow host code if it is a version-compatible plan that you have built yourself.",
         )
-    device.use()
+    with device.use():
+        return _describe(bindings, content, options, device)
+
+
+def _describe(bindings: Bindings, content: bytes, options: LoadOptions, device: Device) -> Manifest:
     runtime, engine = deserialize(bindings, content, options)
     tensors = engine_tensors(bindings, engine)
     specs = {
@@ -41,13 +45,17 @@ def describe_plan(bindings: Bindings, content: bytes, options: LoadOptions, devi
         )
         for tensor in tensors
     }
+    profiles = engine_profiles(engine, tensors)
+    shapes = tuple(profile.shapes for profile in profiles)
+    values = tuple(profile.values for profile in profiles)
     manifest = manifest_of_unknown_plan(
         content,
         runtime=RuntimeFacts(name=bindings.flavour.name, version=bindings.version),
         device=DeviceFacts(kind="gpu", name=device.name, capability=device.capability),
         inputs=tuple(specs[tensor.name] for tensor in tensors if tensor.is_input),
         outputs=tuple(specs[tensor.name] for tensor in tensors if not tensor.is_input),
-        profiles=tuple(profile for profile in engine_profiles(engine, tensors) if profile),
+        profiles=shapes if any(shapes) or any(values) else (),
+        profile_values=values if any(values) else (),
     )
     del engine  # before its runtime
     del runtime

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from trtdeploy.cuda.arrays import DeviceArray, import_device_array
 from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import DevicePool
 from trtdeploy.cuda.streams import Stream
-from trtdeploy.errors import EngineClosedError, UsageError
+from trtdeploy.errors import CudaError, EngineClosedError, UsageError
 from trtdeploy.runtimes.base import LoadedEngine
 from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.arena import Arena
@@ -18,6 +18,7 @@ from trtdeploy.runtimes.tensorrt.bindings import Bindings
 from trtdeploy.runtimes.tensorrt.context import TensorRTContext
 from trtdeploy.runtimes.tensorrt.deserialization import deserialize
 from trtdeploy.runtimes.tensorrt.execution_contexts import ContextFactory
+from trtdeploy.runtimes.tensorrt.io_tensors import engine_profiles, engine_tensors
 from trtdeploy.runtimes.tensorrt.result_memory import ResultMemory
 
 if TYPE_CHECKING:
@@ -51,8 +52,15 @@ class TensorRTEngine(LoadedEngine):
         self._plan_bytes = len(content)
         self._contexts: list[TensorRTContext] = []
         self._arena: Arena | None = None
-        device.use()
+        with device.use():
+            self._load(content)
+
+    def _load(self, content: bytes) -> None:
+        bindings, options, device = self._bindings, self._options, self._device
         self._runtime, self._engine = deserialize(bindings, content, options)
+        # before anything else is made: of a plan that cannot be run nothing is left
+        self._tensors = engine_tensors(bindings, self._engine)
+        self._profiles = engine_profiles(self._engine, self._tensors)
         _set_weight_streaming(self._engine, options)
         # what is entered here is released in the opposite order, also if the rest of this fails
         with ExitStack() as stack:
@@ -76,12 +84,12 @@ class TensorRTEngine(LoadedEngine):
         return not self._factory.streams_weights and not any(context.waits for context in list(self._contexts))
 
     def create_context(self) -> TensorRTContext:
-        with self._lock:
-            self._device.use()
+        with self._lock, self._device.use():
             context = TensorRTContext(
                 self._bindings,
-                self._engine,
                 self._factory.create(),
+                tensors=self._tensors,
+                profiles=self._profiles,
                 device=self._device,
                 pool=self._pool,
                 results=self._results,
@@ -91,6 +99,11 @@ class TensorRTEngine(LoadedEngine):
             )
             self._contexts.append(context)
             return context
+
+    def enter_thread(self) -> None:
+        # If it fails, so does the thread's first inference, which says why.
+        with suppress(CudaError):
+            self._device.make_current()
 
     def import_array(self, name: str, value: Any) -> DeviceArray | None:
         """Return a view of an array that lies on this GPU; None for what is no device array.
@@ -105,7 +118,7 @@ class TensorRTEngine(LoadedEngine):
             return import_device_array(name, value, self._device, self._import_stream)
 
     def memory(self) -> dict[str, int]:
-        with self._lock:
+        with self._lock, self._device.use():
             if self._closed:
                 return {}
             report = {
@@ -127,9 +140,9 @@ class TensorRTEngine(LoadedEngine):
             if self._closed:
                 return
             self._closed = True
-            self._device.use()
-            self._contexts.clear()
-            self._resources.close()
+            with self._device.use():
+                self._contexts.clear()
+                self._resources.close()
 
     def _destroy(self) -> None:
         """TensorRT's rule: contexts, then the engine, then the runtime. The contexts have been closed before."""

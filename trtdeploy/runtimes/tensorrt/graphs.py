@@ -35,6 +35,12 @@ class GraphRunner:
         """Whether graphs are captured."""
         return self._cache is not None and not self._reason
 
+    def captures_next(self, key: Hashable) -> bool:
+        """Say whether the next run of this key is followed by its capture."""
+        if self._cache is None or self._reason or key in self._cache:
+            return False
+        return self._seen.get(key, 0) + 1 >= _BEFORE_CAPTURE
+
     def forbid(self, reason: str) -> None:
         """Capture nothing from now on; the reason is reported."""
         if not self._reason:

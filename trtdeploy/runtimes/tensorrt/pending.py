@@ -40,8 +40,8 @@ class TensorRTPending(Pending):
 
     def wait(self) -> dict[str, Array]:
         try:
-            self._device.use()  # a worker waits, not the thread that started it
-            self._slot.synchronize()
+            with self._device.use():  # a worker may wait, not the thread that started it
+                self._slot.synchronize()
             for name, array in self._results.items():
                 if not array.nbytes:
                     continue

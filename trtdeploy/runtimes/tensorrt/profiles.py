@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trtdeploy.errors import UsageError
 from trtdeploy.runtimes.config import BuildConfig
-from trtdeploy.tensors import ShapeRange, format_shape
+from trtdeploy.tensors import ShapeRange, ValueRange, format_shape
 
 if TYPE_CHECKING:
     import tensorrt
@@ -40,6 +41,23 @@ def profiles_for(network: tensorrt.INetworkDefinition, config: BuildConfig) -> P
                 hint="Give each dynamic input a range: --shape NAME=MIN:OPT:MAX",
             )
     return config.profiles
+
+
+def split_values(
+    network: tensorrt.INetworkDefinition, profiles: Profiles
+) -> tuple[Profiles, tuple[dict[str, ValueRange], ...]]:
+    """Tell the ranges of shapes from those of the values of shape tensors; a config has both in one.
+
+    Returns:
+        The ranges of shapes, and of values, of each profile; no values at all if there are no shape tensors.
+    """
+    holding = {name for name, tensor in _inputs(network).items() if tensor.is_shape_tensor}
+    shapes = tuple({name: r for name, r in profile.items() if name not in holding} for profile in profiles)
+    values = tuple(
+        {name: ValueRange(min=r.min, opt=r.opt, max=r.max) for name, r in profile.items() if name in holding}
+        for profile in profiles
+    )
+    return shapes, values if any(values) else ()
 
 
 def add_profiles(
@@ -83,16 +101,29 @@ def _check_range(name: str, shapes: ShapeRange, inputs: Mapping[str, tensorrt.IT
     if name not in inputs:
         raise UsageError(f"--shape names input {name!r}; the model has {sorted(inputs)}.")
     tensor = inputs[name]
-    if tensor.is_shape_tensor:
-        return
     wanted = _dims(tensor)
+    if tensor.is_shape_tensor:
+        count = math.prod(wanted)
+        if len(shapes.min) != count:
+            raise UsageError(
+                f"--shape {name}={shapes} gives {len(shapes.min)} values; the model's input {name} holds the {count} "
+                "of a shape.",
+                hint="For such an input the numbers are what it holds, not its own size.",
+            )
+        return
     if not shapes.fits(wanted):
         raise UsageError(f"--shape {name}={shapes} does not fit the model's input {name} {format_shape(wanted)}.")
 
 
 def _default_range(name: str, tensor: tensorrt.ITensor) -> ShapeRange:
     shape = _dims(tensor)
-    if tensor.is_shape_tensor or any(size < 0 for size in shape[1:]):
+    if tensor.is_shape_tensor:
+        example = ":".join("x".join(f"{letter}{number}" for number in range(math.prod(shape))) for letter in "abc")
+        raise UsageError(
+            f"Input {name} {format_shape(shape)} holds a shape; no default can be right for its values.",
+            hint=f"Give their range: --shape {name}={example} with numbers for the letters.",
+        )
+    if any(size < 0 for size in shape[1:]):
         example = ":".join("x".join(str(size) if size >= 0 else letter for size in shape) for letter in "abc")
         raise UsageError(
             f"Input {name} {format_shape(shape)} has more dynamic sizes than the batch; no default can be right.",

@@ -74,7 +74,7 @@ class ResultMemory:
 
     def close(self) -> None:
         """Release the memory now, or when the last array is gone."""
-        with self._lock:
+        with self._lock, self._device.use():
             self._closed = True
             self._take_back()
             if not self._live and not self._released:
@@ -84,13 +84,13 @@ class ResultMemory:
         """Free what was returned; hold the lock."""
         if not self._returned:
             return
-        self._device.use()
-        self._stream.wait_for_stream(_LEGACY_STREAM)
-        while self._returned:
-            self._returned.popleft().free(self._stream)
-            self._live -= 1
-        if self._closed and not self._live and not self._released:
-            self._release()
+        with self._device.use():
+            self._stream.wait_for_stream(_LEGACY_STREAM)
+            while self._returned:
+                self._returned.popleft().free(self._stream)
+                self._live -= 1
+            if self._closed and not self._live and not self._released:
+                self._release()
 
     def _release(self) -> None:
         self._released = True

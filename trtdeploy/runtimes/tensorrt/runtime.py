@@ -91,8 +91,8 @@ class TensorRTRuntime(Runtime):
         if manifest.precision.evidence == "engine inspector" or not manifest.precision.layers:
             return manifest.precision
         # built where there was no GPU to ask, looked at where there is one
-        _device(options.device).use()
-        return ask_plan(self.bindings, content, WeightedLayers.of(manifest.precision), options)
+        with _device(options.device).use():
+            return ask_plan(self.bindings, content, WeightedLayers.of(manifest.precision), options)
 
     def describe(self, content: bytes, options: LoadOptions) -> Manifest:
         from trtdeploy.runtimes.tensorrt.description import describe_plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trtdeploy.errors import RuntimeUnavailableError, TimingCacheError
@@ -9,6 +10,8 @@ from trtdeploy.runtimes.tensorrt.bindings import Bindings, load_bindings
 
 if TYPE_CHECKING:
     import tensorrt
+
+    from trtdeploy.timing_cache import BlobCache
 
 _REFUSALS = ("Failed to deserialize timing cache", "Magic tag does not match", "Timing cache header mismatch")
 
@@ -38,8 +41,14 @@ class TimingBlobs:
         cache = self.open(config, blob)
         return len(cache.queryKeys()) if hasattr(cache, "queryKeys") else 0
 
-    def combine(self, first: bytes, second: bytes) -> bytes:
+    def combine(self, first: bytes, second: bytes, *, ignore_mismatch: bool = False) -> bytes:
         """Return ``first`` with what ``second`` adds.
+
+        Args:
+            first: Wins where both have an entry.
+            second: Must come from the same version, whatever is ignored.
+            ignore_mismatch: Combine what comes from two devices, because something else says that they are alike.
+                TensorRT itself compares the devices' UUIDs, which differ between two boards of one model.
 
         Raises:
             TimingCacheError: TensorRT refuses: another version, device or set of builder options.
@@ -48,12 +57,20 @@ class TimingBlobs:
         cache = self.open(config, first)
         addition = self.open(config, second)
         with self._bindings.messages.capture() as capture:
-            if not cache.combine(addition, ignore_mismatch=False):
+            if not cache.combine(addition, ignore_mismatch=ignore_mismatch):
                 raise TimingCacheError(
                     f"{self._title} refuses to combine two timing caches: they come from other versions or devices.",
                     log_lines=capture.lines,
                 )
         return bytes(cache.serialize())
+
+    def combining(self, cache: BlobCache) -> Callable[[bytes, bytes], bytes]:
+        """Return what adds a blob of this machine to the one on disk, from whichever board of its model that came."""
+
+        def combine(on_disk: bytes, ours: bytes) -> bytes:
+            return self.combine(on_disk, ours, ignore_mismatch=cache.vouches_for(on_disk))
+
+        return combine
 
     def open(self, config: tensorrt.IBuilderConfig, blob: bytes) -> tensorrt.ITimingCache:
         """Make a cache from bytes; none at all make an empty one.

@@ -180,6 +180,16 @@ def out_of_memory(handler: Handler) -> None:
     handler.say({"error": "failed to load: out of memory"}, 400)
 
 
+def too_large(handler: Handler) -> None:
+    """What Triton says of a load whose JSON exceeds its limit (its http_server.cc)."""
+    text = "request JSON size of 99 bytes exceeds the maximum allowed input size of 9 bytes."
+    handler.say({"error": f"load model: {text} Use --http-max-input-size to increase the limit."}, 400)
+
+
+def gateway_limit(handler: Handler) -> None:
+    handler.say({"error": "Request Entity Too Large"}, 413)
+
+
 def half_a_batch(handler: Handler) -> None:
     half = {key: array[: len(array) // 2] for key, array in handler.server.outputs.items()}
     handler.answer("m", half, "2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,23 @@ def test_an_ensemble_is_refused_with_the_models_to_promote_instead(
     assert "Promote the one of these" in str(caught.value)
     assert (models / "e_pipeline" / "config.pbtxt").read_bytes() == before
     assert server.served == {"m": ["1"]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (false_triton.too_large, r"Start the server with --http-max-input-size=67108864: trtdeploy serve"),
+        (false_triton.gateway_limit, r"The request has \d{4,} bytes, more than a gateway"),
+    ],
+)
+def test_a_version_that_is_too_large_for_one_request_is_said_so(
+    fault: Fault, words: str, models: Path, server: FalseTriton
+) -> None:
+    server.faults = {("load", True): fault}
+    with pytest.raises(ServerError, match="refused") as caught:
+        promote(models, server)
+    assert re.search(words, str(caught.value))
+    assert active_version(models / "m") == 1
 
 
 def test_a_server_that_does_not_confirm_the_old_version_is_said_to(models: Path, server: FalseTriton) -> None:

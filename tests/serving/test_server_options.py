@@ -32,6 +32,7 @@ def repository(qdq_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path
         ({}, []),
         ({"log_level": "verbose"}, ["--log-verbose=1"]),
         ({"log_level": "error"}, ["--log-info=false", "--log-warning=false"]),
+        ({"http_max_input_size": 2**28}, ["--http-max-input-size=268435456"]),
         ({"explicit": True}, ["--model-control-mode=explicit", "--load-model=*"]),
         ({"explicit": True, "load": ["plain"]}, ["--model-control-mode=explicit", "--load-model=plain"]),
         (

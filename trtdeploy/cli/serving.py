@@ -87,6 +87,16 @@ def serve(
         Path | None,
         typer.Option("--grpc-tls-root", dir_okay=False, help="PEM authorities; clients need a certificate of theirs."),
     ] = None,
+    http_max_input_size: Annotated[
+        int | None,
+        typer.Option(
+            "--http-max-input-size",
+            min=1,
+            metavar="BYTES",
+            help="Largest request over HTTP (default: the server's, 64 MiB). promote --url sends a version's files in "
+            "one, which needs 4/3 of their size.",
+        ),
+    ] = None,
     log_level: Annotated[
         LogLevel, typer.Option("--log-level", help="What the server says: error, warning, info or verbose.")
     ] = LogLevel.info,
@@ -114,6 +124,7 @@ def serve(
             grpc_tls_cert=grpc_tls_cert,
             grpc_tls_key=grpc_tls_key,
             grpc_tls_root=grpc_tls_root,
+            http_max_input_size=http_max_input_size,
             log_level=log_level.value,
         )
         arguments = options.arguments(repository)

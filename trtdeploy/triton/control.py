@@ -26,6 +26,9 @@ _POLL_S = 0.05
 _SHORT_S = 5.0
 _LARGEST_ANSWER_BYTES = 16 << 20
 _SHOWN_CHARACTERS = 2000
+# Triton's option that limits the JSON of a request, which its refusal names (its http_server.cc); 64 MiB by default.
+_INPUT_SIZE = "http-max-input-size"
+_STEP_BYTES = 64 << 20
 
 
 class ModelControl:
@@ -122,9 +125,10 @@ class ModelControl:
         return status == http.HTTPStatus.OK
 
     def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> bytes:
-        return self._accepted(path, *self._exchange("POST", path, json.dumps(body).encode(), timeout_s))
+        message = json.dumps(body).encode()
+        return self._accepted(path, *self._exchange("POST", path, message, timeout_s), sent_bytes=len(message))
 
-    def _accepted(self, path: str, status: int, content: bytes) -> bytes:
+    def _accepted(self, path: str, status: int, content: bytes, *, sent_bytes: int = 0) -> bytes:
         if status == http.HTTPStatus.OK:
             return content
         text = content.decode(errors="replace")[:_SHOWN_CHARACTERS]
@@ -134,6 +138,16 @@ class ModelControl:
         hint = None
         if "explicit" in text or "polling" in text or "not allowed" in text:
             hint = "Start the server with explicit model control: trtdeploy serve REPOSITORY --explicit"
+        if _INPUT_SIZE in text:
+            hint = (
+                f"The files of a version travel in one request, of {sent_bytes} bytes here. Start the server with "
+                f"--{_INPUT_SIZE}={_rounded_up(sent_bytes)}: trtdeploy serve has this option, too."
+            )
+        elif status == http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            hint = (
+                f"The request has {sent_bytes} bytes, more than a gateway before the server lets through. Raise its "
+                "limit, or ask the server itself."
+            )
         raise ServerError(f"The server at {self.url} refused {path} (status {status}): {text}", hint=hint)
 
     @contextlib.contextmanager
@@ -184,6 +198,10 @@ class ModelControl:
             ) from error
         finally:
             connection.close()
+
+
+def _rounded_up(size_bytes: int) -> int:
+    return -(-size_bytes // _STEP_BYTES) * _STEP_BYTES
 
 
 def _hang_up(connection: socket.socket, late: threading.Event) -> None:

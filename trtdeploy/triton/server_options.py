@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trtdeploy.errors import RepositoryError, UsageError
 from trtdeploy.triton.client.options import ConnectionOptions
@@ -34,6 +34,8 @@ class ServerOptions(BaseModel):
         grpc_tls_cert: PEM file of the server's certificate; needs ``grpc_tls_key``.
         grpc_tls_key: PEM file of its key.
         grpc_tls_root: PEM file of the authorities whose clients are let in; all clients must show a certificate then.
+        http_max_input_size: Bytes that a request over HTTP may have; the server's own limit if None. The files of a
+            version that is promoted travel in one, in Base64.
         log_level: What the server says.
     """
 
@@ -46,6 +48,7 @@ class ServerOptions(BaseModel):
     grpc_tls_cert: Path | None = None
     grpc_tls_key: Path | None = None
     grpc_tls_root: Path | None = None
+    http_max_input_size: int | None = Field(default=None, gt=0)
     log_level: LogLevel = "info"
 
     def models(self, repository: Path) -> list[str]:
@@ -78,6 +81,8 @@ class ServerOptions(BaseModel):
         if self.load and self.ensemble:
             raise UsageError("--load and --ensemble both choose the models.", hint="Give one of them.")
         arguments = self._log_arguments() + self._tls_arguments()
+        if self.http_max_input_size is not None:
+            arguments.append(f"--http-max-input-size={self.http_max_input_size}")
         restrictions = [self._restriction(text) for text in self.restrict]
         if self.explicit or self.ensemble:
             arguments.append("--model-control-mode=explicit")

@@ -118,6 +118,16 @@ def test_the_command_writes_four_models_and_can_be_repeated(qdq_plan: Plan, tmp_
     assert [list(output.dims) for output in pipeline.output] == [[2], [2]]
 
 
+def test_how_many_labels_is_asked_of_a_pipeline_only_and_is_five_by_default(qdq_plan: Plan, tmp_path: Path) -> None:
+    arguments = ["package", str(qdq_plan.path), "--name", "m", "--repository", str(tmp_path / "models")]
+    refused = CliRunner().invoke(app, [*arguments, "--top-k", "5"])
+    assert refused.exit_code == 2
+    assert "Add --ensemble" in refused.stderr
+    assert not (tmp_path / "models").exists()
+    assert CliRunner().invoke(app, [*arguments, "--ensemble"]).exit_code == 0
+    assert [list(output.dims) for output in read_config(tmp_path / "models" / "m_pipeline").output] == [[5], [5]]
+
+
 def test_somebody_elses_model_is_not_replaced_and_nothing_is_written(qdq_plan: Plan, tmp_path: Path) -> None:
     other = tmp_path / "models" / "m_pipeline"
     other.mkdir(parents=True)

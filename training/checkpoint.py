@@ -336,8 +336,12 @@ def _load_strictly(path: Path, network: nn.Module, state: Mapping[str, Tensor], 
         if keys
     ]
     if problems:
+        only_quantizers = not reshaped and all("_quantizer." in key for key in (*missing, *unexpected))
         raise CheckpointError(
             f"{path} does not fit {facts.model} with {len(facts.labels)} classes. Keys: {'; '.join(problems)}.",
-            hint="Give the --model it was trained as, and the --data it was trained on.",
+            hint="An older version put quantizers elsewhere in this network. Calibrate the float checkpoint again: "
+            "python -m training calibrate"
+            if only_quantizers
+            else "Give the --model it was trained as, and the --data it was trained on.",
         )
     network.load_state_dict(state, strict=True)

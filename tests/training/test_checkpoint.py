@@ -178,3 +178,14 @@ def test_nan_weights_are_never_written(tmp_path):
     with pytest.raises(CheckpointError, match=r"head\.bias"):
         save_checkpoint(tmp_path / "c.safetensors", state, facts())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_quantizers_that_are_elsewhere_now_are_no_fault_of_the_model(ptq_file, tmp_path):
+    known, state = load_checkpoint(ptq_file).facts, load_file(ptq_file)
+    lacking = tmp_path / "lacking.safetensors"
+    save_checkpoint(lacking, {key: value for key, value in state.items() if "_pooled_quantizer" not in key}, known)
+    with pytest.raises(CheckpointError, match="Calibrate the float checkpoint again"):
+        load_checkpoint(lacking)
+    save_checkpoint(lacking, {key: value for key, value in state.items() if not key.startswith("stem")}, known)
+    with pytest.raises(CheckpointError, match="the --model it was trained as"):
+        load_checkpoint(lacking)

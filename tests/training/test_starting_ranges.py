@@ -11,6 +11,7 @@ from training.objective import LabelObjective
 from training.qat import networks_compared, qat
 from training.quantization import quantizers
 from training.starting_ranges import choose_ranges
+from trtdeploy.errors import TrainingError
 from trtdeploy.files import sha256_bytes
 
 
@@ -79,3 +80,29 @@ def test_all_networks_that_dev_may_choose_are_counted(digits, ptq_file, tmp_path
     train_where_dev_likes(1)
     train_where_dev_likes(2)
     assert len(might_be_written) == networks_compared(schedule, ranges=ranges)
+
+
+def test_no_process_waits_while_the_main_one_scores(digits, ptq_file, monkeypatch):
+    start = load_checkpoint(ptq_file)
+    scored = []
+
+    def dev():
+        scored.append(score(start.model, digits.split("dev"), start.facts.preprocessing, range(10)))
+        return scored[-1]
+
+    def main_gives(box, src):
+        assert len(scored) == 2  # before it asks for what the main process found
+        found, ranges = box[0]
+        box[0] = found, {name: amax * 2 for name, amax in ranges.items()}
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", main_gives)
+    before = {name: quantizer.amax.clone() for name, quantizer in quantizers(start.model)}
+    choose_ranges(start.model, digits.split("calibration"), start.facts.preprocessing, dev, Workers(1, 2))
+    after = {name: quantizer.amax for name, quantizer in quantizers(start.model)}
+    assert all(torch.equal(after[name], amax * 2) for name, amax in before.items() if "weight" in name)
+
+    def refuse():
+        raise TrainingError("not finite")
+
+    with pytest.raises(TrainingError, match="not finite"):
+        choose_ranges(start.model, digits.split("calibration"), start.facts.preprocessing, refuse, Workers(1, 2))

@@ -15,12 +15,14 @@ from trtdeploy.tensors import (
     Array,
     ShapeRange,
     TensorSpec,
+    ValueRange,
     check_inputs,
     dtype_from_onnx,
     dtype_from_triton,
     dtype_to_triton,
     format_shape,
     parse_shape_option,
+    random_inputs,
 )
 
 IMAGE = TensorSpec(name="image", dtype="float32", shape=(-1, 3, 8, 8))
@@ -266,3 +268,50 @@ def test_a_profile_says_nothing_about_inputs_that_it_does_not_name() -> None:
     specs = [IMAGE, TensorSpec(name="threshold", dtype="float32", shape=(1,))]
     arrays = {"image": images(2), "threshold": np.zeros(1, np.float32)}
     assert set(check_inputs(arrays, specs, [{"image": shape_range(1, 2, 4)}])) == {"image", "threshold"}
+
+
+class TestShapeTensors:
+    SPECS = (IMAGE, TensorSpec(name="shape", dtype="int64", shape=(2,)))
+    PROFILES = ({"image": shape_range(1, 2, 4)}, {"image": shape_range(5, 8, 8)})
+    VALUES = (
+        {"shape": ValueRange(min=(-1, 0), opt=(1, 8), max=(4, 64))},
+        {"shape": ValueRange(min=(9, 9), opt=(9, 9), max=(9, 9))},
+    )
+
+    @pytest.mark.parametrize(
+        ("n", "values", "accepted"),
+        [
+            (2, (-1, 64), True),
+            (2, (4, 65), False),
+            (2, (-2, 64), False),
+            (2, (9, 9), False),  # of the other profile
+            (6, (9, 9), True),
+            (6, (1, 8), False),
+        ],
+    )
+    def test_values_and_shapes_must_lie_in_the_same_profile(
+        self, n: int, values: tuple[int, int], accepted: bool
+    ) -> None:
+        arrays = {"image": images(n), "shape": np.array(values, np.int64)}
+        if accepted:
+            assert set(check_inputs(arrays, self.SPECS, self.PROFILES, self.VALUES)) == {"image", "shape"}
+            return
+        with pytest.raises(ShapeError, match="lie in no profile") as caught:
+            check_inputs(arrays, self.SPECS, self.PROFILES, self.VALUES)
+        assert f"Shapes image=[{n}, 3, 8, 8] and values shape={list(values)} lie" in caught.value.message
+        assert "shape=-1x0:1x8:4x64" in caught.value.message
+
+    def test_a_single_value_may_have_no_dimension(self) -> None:
+        spec = TensorSpec(name="size", dtype="int32", shape=())
+        values = ({"size": ValueRange(min=(1,), opt=(2,), max=(4,))},)
+        check_inputs({"size": np.array(4, np.int32)}, [spec], (), values)
+        with pytest.raises(ShapeError, match=re.escape("Values size=[5] lie in no profile")):
+            check_inputs({"size": np.array(5, np.int32)}, [spec], (), values)
+
+    def test_random_inputs_take_the_values_that_they_are_given(self) -> None:
+        inputs = random_inputs(self.SPECS, {"image": (1, 3, 8, 8)}, values={"shape": (4, 48)})
+        np.testing.assert_array_equal(inputs["shape"], np.array([4, 48], np.int64))
+
+    def test_values_out_of_order_are_refused(self) -> None:
+        with pytest.raises(ValidationError, match="needs min <= opt <= max"):
+            ValueRange(min=(1,), opt=(0,), max=(4,))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import signal
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from onnx import helper
 from typer.testing import CliRunner
 
 from trtdeploy.building import BuildConfig, build
+from trtdeploy.cli import console
 from trtdeploy.cli.main import app
 from trtdeploy.errors import RepositoryError
 from trtdeploy.files import sha256_bytes
@@ -179,6 +182,34 @@ def test_of_two_publishers_each_version_stands_or_is_refused(
     again = add(qdq_plan, url)
     assert again == max(expected) + 1
     assert whole_version(files_of(url), again)
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_sigterm_takes_the_version_back(
+    moment: int, url: str, qdq_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(qdq_plan, url)
+    before = files_of(url)
+    store, _ = fsspec.core.url_to_fs(url)
+    write, written = type(store).pipe_file, []
+
+    @functools.wraps(write)
+    def stopped(self: Any, path: str, *arguments: Any, **options: Any) -> None:
+        if len(written) == moment:
+            signal.raise_signal(signal.SIGTERM)
+        written.append(path)
+        write(self, path, *arguments, **options)
+
+    monkeypatch.setattr(type(store), "pipe_file", stopped)
+    monkeypatch.setattr(console, "_interrupted", threading.Event())
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        done = CliRunner().invoke(app, ["publish", str(qdq_plan.path), "--name", "m", "--repository", url])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert (done.exit_code, "Stopped." in done.stderr) == (130, True)
+    assert len(written) == moment
+    assert files_of(url) == before
 
 
 def test_a_look_writes_nothing(url: str, qdq_plan: Plan) -> None:

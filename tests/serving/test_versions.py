@@ -287,6 +287,10 @@ def test_a_version_policy_is_applied_to_a_packaged_model(qdq_plan: Plan, models:
         package(qdq_plan.path, models, "m", options=options)
         assert read_config(folder).version_policy.WhichOneof("policy_choice") == kind
         assert compare(qdq_plan.path, models, "m", options).same
+    before = versions(folder)
+    with pytest.raises(RepositoryError, match=r"names version 9; there would be \[1, 2, 3, 4\]"):
+        package(qdq_plan.path, models, "m", options=PackageOptions(version_policy=VersionPolicy(specific=(1, 9))))
+    assert versions(folder) == before
     package(qdq_plan.path, models, "m")  # which says nothing about it
     assert read_config(folder).version_policy.latest.num_versions == 2
 

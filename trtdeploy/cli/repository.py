@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trtdeploy.cli.console import door, print_json
+from trtdeploy.cli.console import door, interrupt, print_json
 from trtdeploy.cli.local_folder import local_folder
 from trtdeploy.errors import GateError, UsageError
 
@@ -148,13 +149,15 @@ def publish(
         from trtdeploy.doctor.triton_releases import preflight
         from trtdeploy.plan import read_manifest
         from trtdeploy.triton.config import predicted_memory
-        from trtdeploy.triton.remote import checked_out
+        from trtdeploy.triton.remote import checked_out, is_url
         from trtdeploy.triton.versions import active_version
         from trtdeploy.triton.versions import publish as run
 
         options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)
         manifest = read_manifest(plan)
         known = _sample(sample, manifest)
+        if is_url(repository):
+            signal.signal(signal.SIGTERM, interrupt)  # what the store has got by then has to be taken back
         with checked_out(repository, name) as root:
             published = run(
                 plan, root, name, version=version, options=options, sample=known, other_gpus=other_gpu or ()

@@ -100,6 +100,7 @@ def package(
             else:
                 fit_deployed(folder, config)
                 number = free_version(folder, version)
+                _check_policy(config, [*versions(folder), number])
                 check_fit(root, name, config, None, replacing=replacing)
                 publish_folder(whole, folder, number, config, options)
     except OSError as error:
@@ -159,6 +160,16 @@ def versions(folder: Path) -> list[int]:
     return sorted(
         int(entry.name) for entry in folder.iterdir() if entry.is_dir() and re.fullmatch(r"[1-9]\d*", entry.name)
     )
+
+
+def _check_policy(config: Any, there: Collection[int]) -> None:
+    """Refuse a version policy that names a version that is not there: Triton would load none."""
+    missing = sorted(set(config.version_policy.specific.versions) - set(there))
+    if missing:
+        raise RepositoryError(
+            f"The version policy of {config.name} names version {missing[0]}; there would be {sorted(there)}.",
+            hint="Name versions that are there in version_policy, or leave it out.",
+        )
 
 
 def inside(root: Path, folder: Path) -> None:

@@ -303,8 +303,10 @@ def test_auto_goes_on_with_an_unfinished_training_or_begins_anew(digits, float_f
         start = load_checkpoint(float_file)
         return decide(digits, start, tmp_path, max_drop=0.01, schedule=schedule, observer=observer)
 
-    with pytest.raises(TrainingInterrupted):
+    with pytest.raises(TrainingInterrupted) as interrupted:
         run(Interrupt())
+    assert "run the same command to go on" in str(interrupted.value)
+    assert "--resume" not in str(interrupted.value)  # auto has no such option
     unfinished = resume_path_for(tmp_path / "qat.safetensors")
     if left == "of another version":
         torch.save(torch.load(unfinished, weights_only=True) | {"digest": left}, unfinished)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from training.loop import TrainingInterrupted
 from trtdeploy.errors import UsageError
 from trtdeploy.files import atomic_write
 
@@ -43,3 +45,18 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
             if known.get(name) != value
         ]
         raise UsageError(f"{folder} holds a run with other settings: {'; '.join(others) or path.name}.", hint=hint)
+
+
+@contextmanager
+def kept_when_interrupted(folder: Path) -> Iterator[None]:
+    """Say on Ctrl-C how to go on, which is not how the single steps are gone on with.
+
+    Raises:
+        TrainingInterrupted: Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise TrainingInterrupted(
+            f"Interrupted: what is complete is kept in {folder}; run the same command to go on."
+        ) from error

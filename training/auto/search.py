@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.auto.decision import Choice, Decision, Trial
-from training.auto.folder import claim_folder
+from training.auto.folder import claim_folder, kept_when_interrupted
 from training.auto.spending import declare_shares
 from training.calibrate import calibrate
 from training.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
@@ -86,6 +86,7 @@ def decide(
         UsageError: The checkpoint is not float, the budget makes no sense, a pattern matches no layer, or ``folder``
             holds a run with other settings.
         QuantizationError: Nothing can be quantized.
+        TrainingInterrupted: Ctrl-C.
     """
     if not 0 < max_drop < 100:
         raise UsageError(f"--max-drop {max_drop:g} is not between 0 and 100 percentage points.")
@@ -106,8 +107,34 @@ def decide(
     confidences = {share.step: share.confidence for share in declared}
     search = _Search(dataset, start, folder, spec, schedule, split_seed, observer)
     exact = search.answers(start.path, "dev")
+    with kept_when_interrupted(folder):
+        trials = _try_in_turn(search, exact, confidences, max_drop=max_drop, say=say)
+    met = trials[-1].proof.shown
+    best = trials[-1] if met else max(trials, key=lambda trial: trial.difference.difference.value)
+    chosen = folder / best.checkpoint
+    export(load_checkpoint(chosen), folder / "model.onnx", dataset)
+    decision = Decision(
+        max_drop=max_drop,
+        met=met,
+        chosen=chosen.name,
+        model=start.facts.model,
+        declared=declared,
+        float_top1=exact.top1,
+        trials=tuple(trials),
+        not_tried=tuple(step for step in _STEPS if step not in {trial.step for trial in trials}),
+        test=compare_paired(search.answers(start.path, "test").correct, search.answers(chosen, "test").correct),
+        onnx="model.onnx",
+    )
+    atomic_write(folder / "decision.json", json.dumps(decision.model_dump(mode="json"), indent=2) + "\n")
+    atomic_write(folder / "decision.md", decision.page())
+    return decision
+
+
+def _try_in_turn(
+    search: _Search, exact: StageOutputs, confidences: Mapping[str, float], *, max_drop: float, say: Say | None
+) -> list[Trial]:
+    """Put one candidate after the other to the proof, until one is shown to be inside the budget."""
     trials: list[Trial] = []
-    tried: list[str] = []
     for step, detail, path, seconds, variants in search.candidates():
         began = time.perf_counter()
         outputs = search.answers(path, "dev")
@@ -126,7 +153,6 @@ def decide(
             variants=variants,
         )
         trials.append(trial)
-        tried.append(step)
         if say:
             say(
                 f"{step} ({detail}): {change.difference.format()} points against float, "
@@ -134,25 +160,7 @@ def decide(
             )
         if trial.proof.shown:
             break
-    met = trials[-1].proof.shown
-    best = trials[-1] if met else max(trials, key=lambda trial: trial.difference.difference.value)
-    chosen = folder / best.checkpoint
-    export(load_checkpoint(chosen), folder / "model.onnx", dataset)
-    decision = Decision(
-        max_drop=max_drop,
-        met=met,
-        chosen=chosen.name,
-        model=start.facts.model,
-        declared=declared,
-        float_top1=exact.top1,
-        trials=tuple(trials),
-        not_tried=tuple(step for step in _STEPS if step not in tried),
-        test=compare_paired(search.answers(start.path, "test").correct, search.answers(chosen, "test").correct),
-        onnx="model.onnx",
-    )
-    atomic_write(folder / "decision.json", json.dumps(decision.model_dump(mode="json"), indent=2) + "\n")
-    atomic_write(folder / "decision.md", decision.page())
-    return decision
+    return trials
 
 
 class _Search:

@@ -308,6 +308,8 @@ def test_auto_goes_on_with_an_unfinished_training_or_begins_anew(digits, float_f
     assert "run the same command to go on" in str(interrupted.value)
     assert "--resume" not in str(interrupted.value)  # auto has no such option
     unfinished = resume_path_for(tmp_path / "qat.safetensors")
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".json")}
+    assert tmp_path / "sensitivity.json" in made
     if left == "of another version":
         torch.save(torch.load(unfinished, weights_only=True) | {"digest": left}, unfinished)
     again = Interrupt()
@@ -316,3 +318,4 @@ def test_auto_goes_on_with_an_unfinished_training_or_begins_anew(digits, float_f
     assert again.epochs[1:] == ([2, 1, 2] if left == "unfinished" else [1, 2, 1, 2])  # of QAT, then of distillation
     assert ("trained anew" in caplog.text) == (left != "unfinished")
     assert not unfinished.exists()
+    assert {path: path.stat().st_mtime_ns for path in made} == made

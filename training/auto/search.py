@@ -26,7 +26,7 @@ from training.quantization import QuantizationSpec, quantize
 from training.recording import score_split
 from training.resume import delete_resume, resume_path_for
 from training.schedule import Schedule
-from training.sensitivity import measure_sensitivity
+from training.sensitivity import Sensitivity, measure_sensitivity
 from trtdeploy.calibration import METHODS
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import CheckpointError, UsageError
@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 
 
 class _Done(BaseModel):
-    """Kept beside a finished step's checkpoint: the settings that it was made with, and what it took."""
+    """Kept beside what a finished step made: the settings that it was made with, and what it took."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +68,7 @@ def decide(
 ) -> Decision:
     """Find the cheapest quantized network whose drop is shown to be inside the budget, and export it.
 
-    A step whose checkpoint is in ``folder`` is not repeated.
+    What an earlier run left in ``folder`` is not made again.
 
     Args:
         dataset: Labelled images. Variants are chosen on the split ``calibration``, the proof is on ``dev``, and
@@ -196,11 +196,7 @@ class _Search:
         yield "PTQ + bias correction", best.name, corrected_path, corrected.seconds, ()
         if corrected.kl < best.kl:
             options["bias_correction"], path = True, corrected_path
-        began = time.perf_counter()
-        found = measure_sensitivity(
-            load_checkpoint(path), self._dataset, self._folder / "sensitivity.json", split="calibration"
-        )
-        measured = time.perf_counter() - began
+        found, measured = self._sensitivity(path)
         worst = [row.name for row in found.layers if row.kind == "layer"]
         tried = []
         for count in [count for count in _LEFT_OUT if count < len(worst)]:
@@ -214,6 +210,16 @@ class _Search:
             choices = tuple(item for item, _ in tried)
             yield "partial quantization", names, tried[-1][1], measured + _total(tried), choices
         yield from self._training(path)
+
+    def _sensitivity(self, path: Path) -> tuple[Sensitivity, float]:
+        """Return what each layer of a checkpoint costs, and the seconds that measuring it took."""
+        output = self._folder / "sensitivity.json"
+        seconds = self._once(
+            output,
+            {"of": sha256_file(path)},
+            lambda: measure_sensitivity(load_checkpoint(path), self._dataset, output, split="calibration"),
+        )
+        return Sensitivity.model_validate_json(output.read_text(encoding="utf-8")), seconds
 
     def _training(self, path: Path) -> Iterator[tuple[str, str, Path, float, tuple[Choice, ...]]]:
         for step, name, taught in zip(_TRAINED, ("qat", "qat-distilled"), (False, True), strict=True):
@@ -265,8 +271,8 @@ class _Search:
         divergence = self.answers(path, "calibration").divergence_from(exact).mean
         return Choice(name=str(options["method"]) if skip is None else name, kl=divergence, seconds=seconds), path
 
-    def _once(self, path: Path, settings: dict[str, Any], make: Callable[[], SavedCheckpoint]) -> float:
-        """Make a checkpoint unless it is there, made with the same settings; return the seconds that it took."""
+    def _once(self, path: Path, settings: dict[str, Any], make: Callable[[], object]) -> float:
+        """Make a file unless it is there, made with the same settings; return the seconds that it took."""
         everything = {**settings, "start": self._start.sha256, "data": self._dataset.fingerprint}
         digest = sha256_bytes(json.dumps(everything, sort_keys=True).encode())
         record = path.with_suffix(".step.json")
@@ -277,8 +283,9 @@ class _Search:
                 done = None
             if done is not None and done.settings == digest and done.sha256 == sha256_file(path):
                 return done.seconds
-        saved = make()
-        done = _Done(settings=digest, sha256=saved.sha256, seconds=round(saved.seconds, 1))
+        began = time.perf_counter()
+        make()
+        done = _Done(settings=digest, sha256=sha256_file(path), seconds=round(time.perf_counter() - began, 1))
         atomic_write(record, done.model_dump_json() + "\n")
         return done.seconds
 

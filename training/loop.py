@@ -95,11 +95,12 @@ class _Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training returns; ``history`` has one entry per epoch."""
+    """What training returns; ``history`` has one entry per epoch, ``batch_size`` is that of all processes."""
 
     best: Best
     epochs: int
     steps: int
+    batch_size: int
     history: tuple[dict[str, Any], ...]
 
 
@@ -219,7 +220,9 @@ def train(
     except KeyboardInterrupt as error:
         raise TrainingInterrupted(f"Interrupted: {kept()}") from error
     assert run.best is not None  # there was at least one epoch
-    return Trained(best=run.best, epochs=epochs, steps=run.step, history=tuple(run.history))
+    return Trained(
+        best=run.best, epochs=epochs, steps=run.step, batch_size=batches.batch_size, history=tuple(run.history)
+    )
 
 
 def finish(
@@ -251,7 +254,7 @@ def finish(
                 images=images,
                 epochs=trained.epochs,
                 steps=trained.steps,
-                batch_size=schedule.batch_size,
+                batch_size=trained.batch_size,
                 learning_rate=schedule.learning_rate,
                 seed=schedule.seed,
                 best_epoch=trained.best.epoch,

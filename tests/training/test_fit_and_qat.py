@@ -152,6 +152,14 @@ def test_max_steps_ends_training_and_the_schedule_with_it(digits, tmp_path):
     assert last["learning_rate"] < 0.02 * 1e-2
 
 
+def test_a_split_smaller_than_a_batch_is_one_batch_and_that_is_said(colours, tmp_path):
+    with open_dataset(colours) as dataset:
+        assert len(dataset.split("train")) < 500
+        saved = run_fit(dataset, tmp_path / "a.safetensors", schedule=tiny_schedule(epochs=2, batch_size=500))
+    assert saved.facts.training.steps == 2
+    assert saved.facts.training.batch_size == saved.facts.training.images
+
+
 def test_the_learning_rate_rises_then_falls_to_its_final_share():
     schedule = tiny_schedule(learning_rate=1.0, warm_up=0.2, final_share=0.01)
     rates = [schedule.learning_rate_at(step, 100) for step in range(100)]

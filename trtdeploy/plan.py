@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trtdeploy.errors import PlanCorruptError, invalid_fields
 from trtdeploy.files import atomic_write, atomic_writer, sha256_bytes
@@ -146,6 +146,18 @@ class Manifest(_Part):
     labels: tuple[str, ...] | None = None
     calibration: dict[str, Any] | None = None
     ledger: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_for_one(self) -> Manifest:
+        if self.profile_values and len(self.profile_values) != len(self.profiles):
+            raise ValueError(f"{len(self.profiles)} profiles have {len(self.profile_values)} profile_values")
+        return self
+
+    @property
+    def ranges(self) -> tuple[dict[str, ShapeRange | ValueRange], ...]:
+        """What each profile covers, to be shown: shapes and values together, as a build is given them."""
+        values = self.profile_values or ({},) * len(self.profiles)
+        return tuple({**shapes, **held} for shapes, held in zip(self.profiles, values, strict=True))
 
     def to_json(self) -> str:
         """Return the manifest as it is written to disk."""

@@ -46,6 +46,11 @@ def test_the_manifest_tells_shapes_from_values(built: Manifest) -> None:
     assert [str(values["shape"]) for values in built.profile_values] == ["64x1:128x4:2048x64", "1x64:4x128:32x2048"]
 
 
+def test_build_shows_both(built: Manifest) -> None:
+    shown = [{name: str(covered) for name, covered in ranges.items()} for ranges in built.ranges]
+    assert shown == [{name: str(covered) for name, covered in ranges.items()} for ranges in PROFILES]
+
+
 @contextmanager
 def engine_with(built: Manifest) -> Iterator[Engine]:
     gpu = FakeGpu(1)

@@ -213,8 +213,8 @@ def _show(plan: Plan) -> None:
     typer.echo(f"{plan.path}: {manifest.runtime.name} {manifest.runtime.version}, {manifest.plan_bytes / 1e6:.1f} MB")
     if manifest.device.kind == "gpu":
         typer.echo(f"  for {manifest.device.name}, compute capability {manifest.device.capability}")
-        for profile in manifest.profiles:
-            typer.echo("  profile " + ", ".join(f"{name}={shapes}" for name, shapes in profile.items()))
+        for ranges in manifest.ranges:
+            typer.echo("  profile " + ", ".join(f"{name}={covered}" for name, covered in ranges.items()))
         precision = manifest.precision
         share = "" if precision.int8_macs_percent is None else f"{precision.int8_macs_percent:.1f}% of MACs in INT8; "
         typer.echo(f"  {share}{precision.note}")

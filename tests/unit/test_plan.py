@@ -172,6 +172,7 @@ def test_a_file_that_is_no_manifest_is_refused(plan: Path, content: bytes) -> No
         (["inputs", 0, "dtype"], "float8"),
         (["tactic", "milliseconds", "folded"], float("nan")),
         (["profiles", 0, "input", "min"], [9, 3, 8, 8]),
+        (["profile_values"], [{}, {}]),
         (["plan_bytes"], "all"),
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, list) and value else None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 from trtdeploy.cuda.api import CudaApi
 
@@ -24,22 +24,13 @@ class Device:
         self.capability = f"{properties.major}.{properties.minor}"
         self.total_bytes = int(properties.totalGlobalMem)
 
-    @contextmanager
-    def use(self) -> Iterator[None]:
+    def use(self) -> AbstractContextManager[None]:
         """Have it as the current device of this thread for the length of a ``with`` block.
 
         The thread is somebody else's: at the end its device is again what it was. Since CUDA 12 that makes a context
         on a device that has none yet, as every ``cudaSetDevice`` does.
         """
-        before = int(self.api.call("cudaGetDevice"))
-        if before == self.ordinal:
-            yield
-            return
-        self.make_current()
-        try:
-            yield
-        finally:
-            self.api.call("cudaSetDevice", before)
+        return _Use(self)
 
     def make_current(self) -> None:
         """Make it the current device of this thread for good: for threads of our own."""
@@ -50,6 +41,26 @@ class Device:
         with self.use():
             free, _ = self.api.call("cudaMemGetInfo")
         return int(free)
+
+
+class _Use:
+    """What ``Device.use`` gives: a class, since every inference enters some, and a generator takes twice as long."""
+
+    __slots__ = ("_before", "_device")
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._before = int(self._device.api.call("cudaGetDevice"))
+        if self._before != self._device.ordinal:
+            self._device.make_current()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._before != self._device.ordinal:
+            self._device.api.call("cudaSetDevice", self._before)
 
 
 def _text(value: bytes | str) -> str:

@@ -92,6 +92,18 @@ def test_an_order_that_is_no_permutation_is_looked_over() -> None:
     fix(model)
 
 
+@pytest.mark.parametrize("op", ["QLinearAdd", "QLinearSigmoid", "QGemm"])
+def test_an_op_on_codes_without_all_its_inputs_stays(op: str, tmp_path: Path) -> None:
+    g = GraphMaker()
+    codes, parameters, _ = g.quantize("x", 0.03)
+    result = g.node(op, codes, *parameters[:1], *parameters[:1], codes, domain="com.microsoft")
+    g.node("DequantizeLinear", result, *parameters, output="y")
+    model = g.model({"x": [1, 4, 5, 5]}, {"y": [1, 4, 5, 5]})
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    done = repair_file(save(model, tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    assert isinstance(done.difference, str)
+
+
 def test_a_repair_that_onnx_runtime_does_not_take_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

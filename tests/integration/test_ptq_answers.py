@@ -99,6 +99,11 @@ def test_a_model_that_always_answers_zero_leaves_nothing_to_choose_by(samples: s
     done = quantize(source, tmp_path / "int8.onnx", samples, PtqOptions(method="max"))
     assert done.output_sqnr_db is None
     strict(json.dumps(done.as_json()))
+    told = CliRunner().invoke(
+        app, ["quantize", str(source), "-o", str(tmp_path / "2.onnx"), "--data", samples, "--method", "max"]
+    )
+    assert told.exit_code == 0, told.output
+    assert "SQNR of the outputs not finite" in told.stdout
 
 
 def test_without_anything_float_to_judge_by_a_method_has_to_be_given() -> None:
@@ -108,6 +113,18 @@ def test_without_anything_float_to_judge_by_a_method_has_to_be_given() -> None:
     g = GraphMaker()
     g.node("Cast", "x", to=TensorProto.INT64, output="y")
     assert answers_of(with_output(g, "y", TensorProto.INT64, ["n"])).types == {}
+
+
+def test_another_number_of_values_is_not_compared(samples: str, tmp_path: Path) -> None:
+    """A detector answers as many boxes as it finds, and an INT8 model may find another number of them."""
+    g = classifier()
+    flat = g.node("Reshape", "logits", g.constant(np.array([-1])))
+    near = g.node("Less", g.node("Abs", flat), g.constant(np.float32(0.02)))
+    g.node("Compress", flat, near, output="y")
+    source = save(with_output(g, "y", TensorProto.FLOAT, ["found"]), tmp_path / "d.onnx")
+    done = quantize(source, tmp_path / "int8.onnx", samples, PtqOptions(method="max", batch_size=64))
+    assert done.output_sqnr_db is None
+    assert per_sample_sqnr_db([np.ones((2, 3))], [np.ones((3, 3))]) == [-math.inf]
 
 
 def test_equal_medians_are_parted_by_the_noise() -> None:

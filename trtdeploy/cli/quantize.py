@@ -88,10 +88,10 @@ def quantize(
         if facts["candidates"]:
             scored = ", ".join(f"{method} {_db(score)}" for method, score in facts["candidates"].items())
             judges = ", ".join(facts["judged_by"])
-            typer.echo(f"median SQNR in dB of {judges} on held-out samples: {scored}")
+            typer.echo(f"median SQNR of {judges} on held-out samples: {scored}")
         typer.echo(
             f"{output}: {done.quantized_layers} of {done.layers} layers and {done.activations} activations in INT8; "
-            f"{name} over {facts['images']} samples; SQNR of the outputs {_db(done.output_sqnr_db)} dB"
+            f"{name} over {facts['images']} samples; SQNR of the outputs {_db(done.output_sqnr_db)}"
         )
         if done.dev is not None:
             dev = done.dev
@@ -102,4 +102,4 @@ def quantize(
 
 
 def _db(value: float | None) -> str:
-    return "infinite" if value is None else f"{value:.1f}"
+    return "not finite" if value is None else f"{value:.1f} dB"

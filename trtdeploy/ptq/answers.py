@@ -68,8 +68,11 @@ def _floats_above(model: onnx.ModelProto, types: dict[str, int], outputs: list[s
 def per_sample_sqnr_db(expected: Sequence[Array], answered: Sequence[Array]) -> list[float]:
     """Return the SQNR in dB of each row over all answers to a batch; one for all of it where not all have such rows.
 
-    Infinity where nothing differs, minus infinity where the expected values are all zeros or something is not finite.
+    Infinity where nothing differs, minus infinity where the expected values are all zeros, something is not finite, or
+    another number of values is answered, as a detector may.
     """
+    if not _of_equal_shapes(expected, answered):
+        return [-math.inf]
     rows = {len(each) if each.ndim else None for each in expected}
     count = rows.pop() if len(rows) == 1 else None
     left, right = (
@@ -87,7 +90,7 @@ def compare(
     """Run the quantized model, and return the SQNR of its answers to a batch in dB.
 
     Returns:
-        None where it is infinite, or where there are no answers to compare.
+        None where it is infinite, or where there are no answers to compare, or not as many.
 
     Raises:
         ModelError: ONNX Runtime does not accept the quantized model.
@@ -96,5 +99,11 @@ def compare(
     if not answers.types:
         return None
     expected, answered = answers.runner(float_model)(batch), answers.runner(quantized)(batch)
+    if not _of_equal_shapes(expected, answered):
+        return None
     found = sqnr_db(*(np.concatenate([each.ravel() for each in given]) for given in (expected, answered)))
     return found if math.isfinite(found) else None
+
+
+def _of_equal_shapes(expected: Sequence[Array], answered: Sequence[Array]) -> bool:
+    return all(one.shape == other.shape for one, other in zip(expected, answered, strict=True))

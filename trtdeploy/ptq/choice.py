@@ -119,7 +119,9 @@ def best_of(scores: Mapping[Candidate, Score]) -> Candidate:
     alike = {score.mean_noise for score in scores.values() if score.median_db == scores[best].median_db}
     if scores[best].recorded is None and len(alike) == 1:
         what = (
-            "equal to the float model's" if scores[best].median_db > 0 else "not comparable: all zeros, or not finite"
+            "equal to the float model's"
+            if scores[best].median_db > 0
+            else "not comparable: all zeros, not finite, or of other shapes"
         )
         raise UsageError(
             f"Nothing tells the methods apart: with every one of them the answers to held-out samples are {what}.",

@@ -136,6 +136,8 @@ class _Rewriting:
         others: list[str] | None = None,
         axis: int | None = None,
     ) -> Iterator[onnx.NodeProto]:
+        if any(len(each) < 2 for each in inputs):
+            return  # ONNX's checker does not know how many inputs ops of ONNX Runtime have
         stem = node.output[0]
         floats: list[str] = []
         for place, (codes, scale, *zero) in enumerate(inputs):

@@ -639,6 +639,8 @@ class TestShapeTensors:
                 ShapeError, match=r"values shape=\[128, 1\] lie in no profile(?s:.)*shape=2x2:8x64:64x64"
             ):
                 engine.infer({"x": batch(2, 1)["x"], "shape": shape_of(128, 1)})
+            with engine.lease() as lease, pytest.raises(ShapeError, match="lie in no profile"):
+                lease.execute({"x": batch(2, 1)["x"], "shape": shape_of(128, 1)})
             assert gpu.trt.enqueues == 0
 
     def test_values_choose_the_profile_too(self) -> None:

@@ -169,7 +169,7 @@ class RequestFlags:
             "--retries",
             min=0,
             max=20,
-            help="Times to ask again where the server is unavailable.",
+            help="Times to ask again where the server is unavailable or the queue is full.",
             rich_help_panel=_REQUESTS,
         ),
     ] = 0

@@ -293,7 +293,7 @@ def _one_epoch(training: _Training, run: _Run) -> float:
             frozen = freeze
         set_learning_rate(optimizer, schedule.learning_rate_at(step, steps))
         with training.execution.autocast():
-            logits = training.parallel(images)
+            logits = training.parallel(images.clone())  # a network may write into its input; a teacher reads it too
             loss = training.objective.loss(logits.float(), images, labels)
         losses.append(training.workers.mean(loss))
         step += 1

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
 from training.cli.main import app
-from training.distillation import DistillationSettings, divergence_at
+from training.distillation import Distillation, DistillationSettings, divergence_at
 from training.fit import fit
+from training.loop import train
 from training.qat import qat
 from trtdeploy.datasets import open_dataset
 from trtdeploy.errors import DataError, UsageError
@@ -39,6 +40,34 @@ def test_the_teacher_is_not_changed_and_what_it_did_is_recorded(digits, ptq_file
     facts = saved.facts.training
     assert (facts.teacher_sha256, facts.teacher_weight, facts.teacher_temperature) == (teacher.sha256, 0.7, 3)
     assert saved.facts.dev.against == "labels"
+
+
+def test_the_teacher_sees_the_images_that_the_student_was_given(digits, tmp_path):
+    """The student writes into its input, and has so far the teacher's weights."""
+    losses = []
+
+    class Watch:
+        def step(self, *, loss, **_):
+            losses.append(loss)
+
+        def epoch(self, metrics):
+            pass
+
+    options = {"model": "tiny_model:writes_into_its_input", "image_size": IMAGE_SIZE}
+    fit(digits, tmp_path / "float.safetensors", schedule=tiny_schedule(epochs=1), **options)
+    teacher, student = (load_checkpoint(tmp_path / "float.safetensors") for _ in range(2))
+    train(
+        student.model,
+        digits,
+        student.facts.preprocessing,
+        tiny_schedule(epochs=1, max_steps=1, freeze_batch_norm_after=0, regularise=False),
+        objective=Distillation(teacher.model, DistillationSettings(weight=1), range(10)),
+        label_map=range(10),
+        output=tmp_path / "student.safetensors",
+        settings_digest="",
+        observer=Watch(),
+    )
+    assert losses == [pytest.approx(0, abs=1e-6)]
 
 
 @pytest.fixture(scope="module")

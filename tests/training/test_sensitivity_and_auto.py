@@ -319,3 +319,18 @@ def test_auto_goes_on_with_an_unfinished_training_or_begins_anew(digits, float_f
     assert ("trained anew" in caplog.text) == (left != "unfinished")
     assert not unfinished.exists()
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_a_network_that_writes_into_its_input_is_measured_on_the_same_images_every_time(digits, tmp_path) -> None:
+    start, ptq = tmp_path / "float.safetensors", tmp_path / "ptq.safetensors"
+    schedule = tiny_schedule(epochs=1)
+    fit(digits, start, schedule=schedule, model="tiny_model:writes_into_its_input", image_size=IMAGE_SIZE)
+    calibrate(digits, load_checkpoint(start), ptq, method="max")
+    found = measure_sensitivity(load_checkpoint(ptq), digits, tmp_path / "s.json")
+    outputs = []
+    for path in (start, ptq):
+        checkpoint = load_checkpoint(path)
+        outputs.append(score_split(predictor(checkpoint.model), checkpoint.facts, digits, split="dev").outputs)
+    assert found.float_top1 == outputs[0].top1
+    assert found.quantized.top1 == outputs[1].top1
+    assert found.quantized.kl == pytest.approx(outputs[1].divergence_from(outputs[0]).mean, rel=1e-3)

@@ -201,7 +201,8 @@ class _Switched:
     def answers(self, *, on: Sequence[Quantizer]) -> StageOutputs:
         """Return the logits with only these quantizers on."""
         with _only(on, of=self.everything), torch.inference_mode():
-            logits = np.concatenate([self._model(batch).float().numpy() for batch in self._batches])
+            # a network may write into its input
+            logits = np.concatenate([self._model(batch.clone()).float().numpy() for batch in self._batches])
         return StageOutputs(ids=self.ids, labels=self._labels, logits=logits)
 
 

@@ -68,12 +68,13 @@ class Workers:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def parallel(self, model: nn.Module, ranges: list[nn.Parameter]) -> nn.Module:
+    def parallel(self, model: nn.Module, ranges: list[nn.Parameter], *, example: Tensor) -> nn.Module:
         """Return what to call instead of ``model`` while it trains, so that gradients are those of all processes.
 
         Args:
             model: The network; its batch norms are replaced by ones that share their state.
             ranges: Parameters that its forward uses without owning them.
+            example: An input, to see which parameters its forward does not use.
 
         Raises:
             UsageError: A batch norm computes something of its own.
@@ -81,7 +82,11 @@ class Workers:
         if self.count == 1:
             return model
         _share_batch_norm(model)
-        return nn.parallel.DistributedDataParallel(_WithRanges(model, ranges), broadcast_buffers=False)
+        together = _WithRanges(model, ranges)
+        # Looked for in every step where there are any: otherwise torch waits for their gradients, and gives up.
+        return nn.parallel.DistributedDataParallel(
+            together, broadcast_buffers=False, find_unused_parameters=_has_unused(together, example)
+        )
 
     @contextmanager
     def watched(self, kept: Callable[[], str]) -> Iterator[None]:
@@ -142,6 +147,14 @@ class _WithRanges(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
         return logits
+
+
+def _has_unused(network: nn.Module, example: Tensor) -> bool:
+    """Return whether a network has parameters that no gradient reaches; it is in evaluation mode afterwards."""
+    network.eval()(example.clone()).sum().backward()
+    unused = any(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    network.zero_grad(set_to_none=True)
+    return unused
 
 
 class _SumOverWorkers(torch.autograd.Function):

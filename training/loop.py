@@ -167,8 +167,9 @@ def train(
     steps = min(steps, schedule.max_steps or steps)
     epochs = math.ceil(steps / batches.steps_per_epoch)
     model.to(execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parallel = workers.parallel(model, ranges.parameters() if ranges else [])
     optimizer = make_optimizer(model, schedule, ranges)
+    example = torch.zeros(1, *preprocessing.sample_shape, device=execution.device)
+    parallel = workers.parallel(model, ranges.parameters() if ranges else [], example=example)
     torch.manual_seed(schedule.seed)
     training = _Training(
         model, parallel, optimizer, batches, schedule, objective, ranges, workers, execution, observer, steps, epochs

@@ -146,13 +146,27 @@ def test_a_shared_batch_norm_is_called_as_the_one_that_it_stands_for(process_gro
         TwoNames(nn.BatchNorm2d(3)),
         torch.randn(4, 3, 5, 5),
     )
-    parallel = Workers(0, 2).parallel(shared, [])
+    parallel = Workers(0, 2).parallel(shared, [], example=images)
     assert type(shared.first) is type(shared.second) is not nn.BatchNorm2d
-    assert torch.allclose(parallel(images), alone(images), atol=1e-5)
+    assert torch.allclose(parallel.train()(images), alone(images), atol=1e-5)
     assert torch.allclose(shared.first.running_var, alone.first.running_var)
     assert torch.allclose(shared.eval()(images), alone.eval()(images), atol=1e-5)
 
 
 def test_a_batch_norm_that_does_more_is_not_taken_for_a_plain_one(process_group):
     with pytest.raises(UsageError, match="a batch norm of the class NormWithActivation"):
-        Workers(0, 2).parallel(TwoNames(NormWithActivation(3)), [])
+        Workers(0, 2).parallel(TwoNames(NormWithActivation(3)), [], example=torch.zeros(1, 3, 5, 5))
+
+
+def test_a_parameter_that_the_forward_does_not_use_is_left_alone(process_group):
+    class Auxiliary(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.unused = nn.Linear(3, 2)
+
+    network = Auxiliary()
+    parallel = Workers(0, 2).parallel(network, [], example=torch.zeros(1, 3)).train()
+    for _ in range(3):
+        parallel(torch.randn(4, 3)).sum().backward()
+    assert network.weight.grad is not None
+    assert network.unused.weight.grad is None

@@ -100,6 +100,17 @@ class TestImportOfTheInterface:
         assert array.producer not in (None, stream)
         assert m.cudart.calls["cudaStreamWaitEvent"] == before + 1
 
+    @pytest.mark.parametrize("stream", [1, 2])
+    def test_a_default_stream_is_that_of_the_arrays_device(self, stream: int) -> None:
+        m = Machine(devices=2)
+        device = Device(m.device.api, 1)
+        with device.use():
+            _, address = m.cudart.cudaMalloc(24)
+        ours = Stream(device)
+        import_device_array("x", Interface(address, stream=stream), device, ours)
+        assert m.cudart.violations == []
+        assert m.cudart.cudaGetDevice() == (0, 0)
+
     @pytest.mark.parametrize("strides", [(12, 4), None])
     def test_contiguous_strides(self, m: Machine, strides: tuple[int, ...] | None) -> None:
         assert self.given(m, strides=strides) is not None

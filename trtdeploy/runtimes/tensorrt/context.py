@@ -352,7 +352,7 @@ class TensorRTContext(ExecutionContext):
                 slot.release()
             raise
         host_outputs = {t.name: self._host_values[t.name] for t in self._outputs if t.on_host}
-        return TensorRTPending(self._device, slot, results, offsets, host_outputs, inputs)
+        return TensorRTPending(slot, results, offsets, host_outputs, inputs)
 
     def _buffer(self, name: str, nbytes: int) -> DeviceBuffer:
         """Return the tensor's buffer, which only ever grows; stream order makes freeing the old one safe."""

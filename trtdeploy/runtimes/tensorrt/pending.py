@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import StagingSlot
 from trtdeploy.runtimes.base import Pending
 from trtdeploy.tensors import Array
@@ -14,7 +13,6 @@ class TensorRTPending(Pending):
     """Waits for one inference.
 
     Args:
-        device: The GPU.
         slot: Pinned memory that the outputs are copied to; it is given back by ``wait``.
         results: Arrays of the outputs' shapes and dtypes, to be filled.
         offsets: Where each output begins in the slot; outputs in host memory have none.
@@ -24,14 +22,12 @@ class TensorRTPending(Pending):
 
     def __init__(
         self,
-        device: Device,
         slot: StagingSlot,
         results: dict[str, Array],
         offsets: Mapping[str, int],
         host_values: Mapping[str, Array],
         inputs: Mapping[str, Array],
     ) -> None:
-        self._device = device
         self._slot = slot
         self._results = results
         self._offsets = offsets
@@ -40,8 +36,7 @@ class TensorRTPending(Pending):
 
     def wait(self) -> dict[str, Array]:
         try:
-            with self._device.use():  # a worker may wait, not the thread that started it
-                self._slot.synchronize()
+            self._slot.synchronize()  # which may be done in any thread, whatever its device
             for name, array in self._results.items():
                 if not array.nbytes:
                     continue

@@ -19,6 +19,16 @@ CASES = {
         "p = GlobalAveragePool(x) \n a = Conv(p, w) \n s = Sigmoid(a) \n y = Mul(s, x)",
         {("y", 0, "gate"), ("y", 1, "gate"), ("p", 0, "pooling")},
     ),
+    "gate from a mean over the image": (
+        "p = ReduceMean<axes=[2, 3]>(x) \n a = Conv(p, w) \n s = HardSigmoid(a) \n y = Mul(x, s)",
+        {("y", 0, "gate"), ("y", 1, "gate"), ("p", 0, "pooling")},
+    ),
+    "quick GELU": ("t = Mul(x, three) \n s = Sigmoid(t) \n y = Mul(x, s)", set()),
+    "spatial attention": ("a = Conv(x, w) \n s = Sigmoid(a) \n y = Mul(x, s)", set()),
+    "pooled and not": (
+        "p = GlobalAveragePool(x) \n a = Mul(p, x) \n s = Sigmoid(a) \n y = Mul(s, x)",
+        {("p", 0, "pooling")},
+    ),
     "h-swish": ("t = Add(x, three) \n k = Clip(t, zero, six) \n m = Mul(x, k) \n y = Div(m, six)", set()),
     "concat": ("a = Relu(x) \n b = Concat<axis=1>(a, x) \n y = Conv(b, w2)", {("b", 0, "concat"), ("b", 1, "concat")}),
     "concat into a float op": ("a = Relu(x) \n b = Concat<axis=1>(a, x) \n y = Relu(b)", set()),

@@ -25,6 +25,7 @@ Reason = Literal["input", "weight", "residual", "gate", "pooling", "concat", "op
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _BEHIND_CONVOLUTION = frozenset({"BatchNormalization", "Identity", "Dropout"})
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
+_SQUEEZES = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
 _COMMUTES = frozenset({"MaxPool", "Flatten", "Identity", "Dropout"})
 
 
@@ -140,7 +141,27 @@ def _ancestors(graph: Graph, tensor: str) -> dict[str, int]:
 
 
 def _is_gated(graph: Graph, node: onnx.NodeProto) -> bool:
-    return any(_is_gate(graph, node.input[i], node.input[1 - i]) for i in (0, 1))
+    return any(_is_gate(graph, node.input[i], node.input[1 - i]) and _is_squeezed(graph, node.input[i]) for i in (0, 1))
+
+
+def _is_squeezed(graph: Graph, tensor: str) -> bool:
+    """Say whether all of a tensor's values come from pooling over the image: one number per channel, not per pixel.
+
+    A sigmoid over pixels, as of GELU's approximation or of spatial attention, fuses with what it is multiplied with.
+    """
+    seen = {tensor}
+    ahead = [tensor]
+    while ahead:
+        node = graph.producer.get(ahead.pop())
+        if node is None:
+            return False
+        if node.op_type in _SQUEEZES or (node.op_type == "ReduceMean" and _over_image(graph, node)):
+            continue
+        if node.op_type in ("Shape", "Size"):
+            continue
+        ahead += [read for read in node.input if read and read not in seen and graph.constant(read) is None]
+        seen.update(node.input)
+    return True
 
 
 def _is_gate(graph: Graph, tensor: str, other: str) -> bool:

@@ -25,11 +25,12 @@ from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.control import ModelControl
 from trtdeploy.triton.drift import find_drift
 from trtdeploy.triton.history import read_history
+from trtdeploy.triton.layout import active_version, read_config
 from trtdeploy.triton.pipeline import package_pipeline
 from trtdeploy.triton.promotion import promote_live
-from trtdeploy.triton.repository import package, read_config
+from trtdeploy.triton.repository import package
 from trtdeploy.triton.sample import read_sample
-from trtdeploy.triton.versions import active_version, publish, rollback
+from trtdeploy.triton.versions import publish, rollback
 
 pytest.importorskip("tritonclient.http")
 

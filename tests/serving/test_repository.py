@@ -19,7 +19,8 @@ from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError, PlanCorruptError, RepositoryError
 from trtdeploy.plan import Plan, manifest_path
 from trtdeploy.triton.config import PackageOptions
-from trtdeploy.triton.repository import PackagedModel, model_names, package, read_config, versions
+from trtdeploy.triton.layout import model_names, read_config, versions
+from trtdeploy.triton.repository import PackagedModel, package
 
 VERSION_FILES = ["engine.plan", "engine.plan.json", "model.py"]
 COMMAND = [sys.executable, "-m", "trtdeploy", "package"]

@@ -84,10 +84,10 @@ def package(
         from trtdeploy.plan import read_manifest
         from trtdeploy.triton.config import predicted_memory
         from trtdeploy.triton.deployed import compare
+        from trtdeploy.triton.layout import active_version
         from trtdeploy.triton.pipeline import package_pipeline
         from trtdeploy.triton.pipeline.comparison import compare_pipeline
         from trtdeploy.triton.repository import package as run
-        from trtdeploy.triton.versions import active_version
 
         if top_k is not None and not ensemble:
             raise UsageError(f"--top-k {top_k} is for NAME_pipeline.", hint="Add --ensemble, or leave it out.")
@@ -149,8 +149,8 @@ def publish(
         from trtdeploy.doctor.triton_releases import preflight
         from trtdeploy.plan import read_manifest
         from trtdeploy.triton.config import predicted_memory
+        from trtdeploy.triton.layout import active_version
         from trtdeploy.triton.remote import checked_out, is_url
-        from trtdeploy.triton.versions import active_version
         from trtdeploy.triton.versions import publish as run
 
         options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)

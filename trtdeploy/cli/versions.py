@@ -127,8 +127,9 @@ def versions(
     """List the versions of a model, and which one is served."""
     with door():
         from trtdeploy.triton.history import read_history
+        from trtdeploy.triton.layout import model_folder
         from trtdeploy.triton.remote import checked_out
-        from trtdeploy.triton.versions import list_versions, model_folder
+        from trtdeploy.triton.versions import list_versions
 
         with checked_out(repository, name) as root:
             listed = list_versions(root, name)
@@ -207,7 +208,7 @@ def check(
     with door():
         from trtdeploy.triton.config import check_config
         from trtdeploy.triton.drift import find_drift
-        from trtdeploy.triton.repository import CONFIG_FILE, model_names, read_text
+        from trtdeploy.triton.layout import CONFIG_FILE, model_names, read_text
 
         found = [
             (name, finding)

@@ -18,9 +18,8 @@ from trtdeploy.triton.config import (
     make_config,
     predicted_memory,
 )
-from trtdeploy.triton.pipeline.fit import misfits
-from trtdeploy.triton.repository import CONFIG_FILE, check_name, read_config, versions
-from trtdeploy.triton.versions import active_version
+from trtdeploy.triton.ensemble_fit import misfits
+from trtdeploy.triton.layout import CONFIG_FILE, active_version, check_name, read_config, versions
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from pathlib import Path
 from trtdeploy.triton.client import ConnectionOptions
 from trtdeploy.triton.config import Finding
 from trtdeploy.triton.control import ModelControl
+from trtdeploy.triton.layout import model_names, served_versions
 from trtdeploy.triton.promotion import candidates
-from trtdeploy.triton.repository import model_names
-from trtdeploy.triton.versions import served_versions
 
 
 def find_drift(

@@ -17,8 +17,8 @@ from trtdeploy.triton.config import PackageOptions, check_config, config_text, m
 from trtdeploy.triton.config.invert import options_of
 from trtdeploy.triton.config.warmup import write_warmup
 from trtdeploy.triton.history import HISTORY_FILE, read_history, write_history
-from trtdeploy.triton.repository import CONFIG_FILE, inside, read_config
-from trtdeploy.triton.versions import active_version, editing, model_folder
+from trtdeploy.triton.layout import CONFIG_FILE, active_version, inside, model_folder, read_config
+from trtdeploy.triton.versions import editing
 
 _PLANS = ("engine.plan", "model.plan")
 

@@ -22,7 +22,7 @@ from types import TracebackType
 
 from trtdeploy.errors import ServerError, UsageError
 from trtdeploy.triton.installation import Installation
-from trtdeploy.triton.repository import model_names
+from trtdeploy.triton.layout import model_names
 from trtdeploy.triton.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)

@@ -10,36 +10,34 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trtdeploy.errors import PlanIncompatibleError, RepositoryError, RuntimeUnavailableError
 from trtdeploy.files import atomic_write, locked, sha256_bytes, sync_folder
 from trtdeploy.plan import read_plan
 from trtdeploy.tensors import Array
-from trtdeploy.triton.config import PackageOptions, check_config, config_text, make_config
+from trtdeploy.triton.adding import add_version, config_of, keep_configs, refuse_policy
+from trtdeploy.triton.config import PackageOptions, check_config, make_config
+from trtdeploy.triton.ensemble_fit import check_fit
 from trtdeploy.triton.history import Step, VersionFacts, read_history, write_history
-from trtdeploy.triton.other_gpus import plans_by_capability
-from trtdeploy.triton.pipeline.fit import check_fit
-from trtdeploy.triton.repository import (
+from trtdeploy.triton.layout import (
     CONFIG_FILE,
-    PackagedModel,
-    PlanFile,
+    active_version,
     check_name,
-    fit_deployed,
-    free_version,
+    chosen_version,
     inside,
+    model_folder,
     parse_config,
-    publish_folder,
-    read_config,
-    read_text,
-    refuse_policy,
+    served_versions,
     versions,
 )
+from trtdeploy.triton.other_gpus import plans_by_capability
+from trtdeploy.triton.repository import PackagedModel
 from trtdeploy.triton.sample import SAMPLE_FILE, default_sample, record_sample
+from trtdeploy.triton.version_folder import PlanFile
 
 logger = logging.getLogger(__name__)
 
@@ -120,52 +118,6 @@ def publish(
     return PackagedModel(name, number, folder)
 
 
-def add_version(
-    plan: PlanFile,
-    folder: Path,
-    version: int | None,
-    config: Any,
-    options: PackageOptions,
-    *,
-    step: Step,
-    beside: Mapping[str, bytes] | None = None,
-    replacing: Collection[str] = (),
-) -> int:
-    """Add a version that is not served before it is promoted, unless it is the first one; the caller holds the lock.
-
-    Args:
-        plan: The plan.
-        folder: The model's folder.
-        version: Version number; the next free one if None.
-        config: What it shall be served with.
-        options: Where that comes from.
-        step: What the history calls it.
-        beside: Further files of the version, by name.
-        replacing: Ensembles that are replaced afterwards, and so need not fit.
-
-    Returns:
-        The version.
-
-    Raises:
-        RepositoryError: See ``publish``.
-    """
-    fit_deployed(folder, config)
-    number, active = free_version(folder, version), active_version(folder)
-    check_fit(folder.parent, folder.name, config, number if active is None else None, replacing=replacing)
-    _pin(config, number)
-    history = read_history(folder).with_version(number, plan.manifest).with_event(step, number, active)
-    if active is not None:
-        _keep_configs(folder)
-        _keep_active(folder)
-    files = {**(beside or {}), CONFIG_FILE: config_text(config).encode()}
-    publish_folder(plan, folder, number, config, options, beside=files, keep_config=active is not None)
-    digest = sha256_bytes((folder / CONFIG_FILE).read_bytes())
-    # a config that was edited by hand stays so: adding a version does not change that
-    ours = active is None or digest in history.config_sha256 or not history.config_sha256 or len(history.events) == 1
-    write_history(folder, history.model_copy(update={"config_sha256": (digest,)}) if ours else history)
-    return number
-
-
 def promote(
     repository: str | Path, name: str, version: int | None = None, *, step: Step = "promote", force: bool = False
 ) -> Promotion:
@@ -210,7 +162,7 @@ def activate(folder: Path, version: int | None, *, step: Step, force: bool = Fal
     # both digests: a kill before the next line leaves the old config, and no false alarm
     digests = (sha256_bytes(current), sha256_bytes(text.encode()))
     write_history(folder, history.model_copy(update={"config_sha256": digests}))
-    _keep_configs(folder)
+    keep_configs(folder)
     atomic_write(folder / CONFIG_FILE, text)
     return Promotion(folder.name, number, before)
 
@@ -223,24 +175,6 @@ def rollback(repository: str | Path, name: str, version: int | None = None, *, f
     """
     with editing(repository, name) as folder:
         return activate(folder, version or previous_version(folder), step="rollback", force=force)
-
-
-def chosen_version(folder: Path, version: int | None) -> int:
-    """Return the version that is there by this number; the newest one if it is None.
-
-    Raises:
-        RepositoryError: There is none.
-    """
-    there = versions(folder)
-    if not there:
-        raise RepositoryError(
-            f"{folder} has no version: no folder in it is called by a number.",
-            hint=f"Add one: trtdeploy publish PLAN --name {folder.name} --repository {folder.parent}",
-        )
-    number = version if version is not None else there[-1]
-    if number not in there:
-        raise RepositoryError(f"{folder} has no version {number}; it has {there}.")
-    return number
 
 
 def previous_version(folder: Path) -> int:
@@ -309,85 +243,10 @@ def editing(repository: str | Path, name: str) -> Iterator[Path]:
         raise RepositoryError(f"{folder} cannot be changed: {error}.") from error
 
 
-def model_folder(repository: str | Path, name: str) -> Path:
-    """Return ``REPOSITORY/NAME``.
-
-    Raises:
-        RepositoryError: The name is impossible, there is no such model, or it leads out of the repository.
-    """
-    root = Path(repository)
-    check_name(name, None)
-    folder = root / name
-    if not (folder / CONFIG_FILE).is_file():
-        raise RepositoryError(
-            f"There is no model {name!r} in {root}.", hint="Make one: trtdeploy publish PLAN --name N --repository DIR"
-        )
-    inside(root, folder)
-    return folder
-
-
-def active_version(folder: Path) -> int | None:
-    """Return the version that answers requests without one: the newest that the config serves."""
-    return max(served_versions(folder), default=None)
-
-
-def served_versions(folder: Path) -> list[int]:
-    """Return the versions that the config serves, ascending; Triton's default is the newest one."""
-    there = versions(folder)
-    if not there or not (folder / CONFIG_FILE).exists():
-        return []
-    policy = read_config(folder).version_policy
-    chosen = policy.WhichOneof("policy_choice")
-    if chosen == "specific":
-        return [number for number in there if number in policy.specific.versions]
-    return there if chosen == "all" else there[-max(policy.latest.num_versions, 1) :]
-
-
-def config_of(folder: Path, version: int) -> str:
-    """Return the config that serves one version alone.
-
-    Raises:
-        RepositoryError: It cannot be read, or Triton's schema refuses it.
-    """
-    own = folder / str(version) / CONFIG_FILE
-    if own.is_file():
-        text = read_text(own)
-        parse_config(text, str(own))
-        return text
-    config = read_config(folder)  # packaged: it has none of its own
-    _pin(config, version)
-    return config_text(config)
-
-
 def check_plan(version: Path) -> None:
     """Refuse a version whose plan is not the one that its manifest describes."""
     for manifest in version.glob("*.plan.json"):
         read_plan(manifest.with_suffix(""))
-
-
-def _keep_configs(folder: Path) -> None:
-    """Give each version that has no config of its own the present one, before another one takes its place.
-
-    Such versions were packaged or copied, and are served with the model's config: so they are after a rollback, too.
-    """
-    for number in versions(folder):
-        own = folder / str(number) / CONFIG_FILE
-        if not own.exists():
-            atomic_write(own, config_of(folder, number))
-
-
-def _keep_active(folder: Path) -> None:
-    """Name the versions that are served in the config, so that a new folder beside them changes nothing."""
-    config = read_config(folder)
-    if config.version_policy.WhichOneof("policy_choice") == "specific":
-        return
-    _pin(config, *served_versions(folder))
-    atomic_write(folder / CONFIG_FILE, config_text(config))
-
-
-def _pin(config: Any, *served: int) -> None:
-    config.version_policy.Clear()
-    config.version_policy.specific.versions.extend(served)
 
 
 def _clear_graves(folder: Path) -> None:

@@ -15,8 +15,9 @@ from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest, read_manifest
 from trtdeploy.triton.config import PackageOptions, config_text, make_config, schema
 from trtdeploy.triton.history import HISTORY_FILE
+from trtdeploy.triton.layout import CONFIG_FILE, active_version, inside, read_config
 from trtdeploy.triton.pipeline.ensemble import Ensemble
-from trtdeploy.triton.repository import CONFIG_FILE, PackagedModel, inside, package, read_config
+from trtdeploy.triton.repository import PackagedModel, package
 
 DEFAULT_TOP_K = 5
 IMAGE = "image"
@@ -157,8 +158,6 @@ def _check_served(folder: Path, ensemble: Any) -> None:
 
     Its inputs, outputs, labels and preprocessing are those of the new plan, or ``package`` refuses that.
     """
-    from trtdeploy.triton.versions import active_version
-
     if not (folder / HISTORY_FILE).exists() or active_version(folder) is None:
         return
     served = read_config(folder).max_batch_size

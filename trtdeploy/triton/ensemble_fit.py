@@ -11,6 +11,7 @@ from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.triton.config import Finding
 from trtdeploy.triton.config.check.ensembles import edge_findings
 from trtdeploy.triton.facts import label_difference, parameter, preprocessing_difference
+from trtdeploy.triton.layout import CONFIG_FILE, read_config
 
 
 def ensembles_over(root: Path, name: str) -> dict[str, Any]:
@@ -19,8 +20,6 @@ def ensembles_over(root: Path, name: str) -> dict[str, Any]:
     Raises:
         RepositoryError: A config in the repository is damaged.
     """
-    from trtdeploy.triton.repository import CONFIG_FILE, read_config
-
     found = {}
     for path in sorted(root.iterdir()) if root.is_dir() else ():
         if path.name != name and (path / CONFIG_FILE).is_file():
@@ -82,8 +81,6 @@ def check_fit(root: Path, name: str, config: Any, version: int | None, *, replac
 
 def _facts(root: Path, ensemble: Any, ours: Any, config: Any) -> Iterator[str]:
     """Compare what the steps next to ours were made with to what our model was made with."""
-    from trtdeploy.triton.repository import CONFIG_FILE, read_config
-
     read, written = set(ours.input_map.values()), set(ours.output_map.values())
     for step in ensemble.ensemble_scheduling.step:
         if step == ours or not (root / step.model_name / CONFIG_FILE).is_file():

@@ -98,8 +98,9 @@ def _opened(path: Path) -> Iterator[_Reference]:
     if manifest_path(path).exists():
         with Engine.load(path) as engine:
             manifest = engine.manifest
-            size = engine.inputs[0].shape[0] if engine.inputs[0].shape else 1
-            covered = [profile[engine.inputs[0].name].max[0] for profile in manifest.profiles]
+            first = engine.inputs[0]
+            size = first.shape[0] if first.shape else 1
+            covered = [profile[first.name].max[0] for profile in manifest.profiles if first.name in profile]
             batch = max(covered, default=_REFERENCE_BATCH) if size == DYNAMIC else size
             yield _Reference(
                 plan_classifier(engine), manifest.labels, manifest.preprocessing, min(_REFERENCE_BATCH, batch)

@@ -211,6 +211,7 @@ def test_what_was_cancelled_is_not_run(
     contexts: int, load: Callable[..., Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(contexts)
+    monkeypatch.setitem(model.wanted.__func__.__globals__, "LONG_RUN_S", 0)
     sizes = runs(model, monkeypatch)
     batch = images(2, 1)
     requests = [Request(images(1, 0), cancelled=True), Request(batch), Request(images(4, 2), cancelled=True)]
@@ -223,6 +224,22 @@ def test_what_was_cancelled_is_not_run(
     (lonely,) = responses(model, [Request(batch, cancelled=True)])
     assert lonely.error is not None
     assert sizes == [2]
+
+
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_clients_of_short_runs_are_not_asked_whether_they_have_cancelled(
+    contexts: int, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(contexts)
+    asked: list[int] = []
+    monkeypatch.setattr(Request, "is_cancelled", lambda request: asked.append(len(request.array)))
+    scope = model.wanted.__func__.__globals__
+    for long_run_s, expected in ((0, [1]), (LIMIT_S, [])):
+        monkeypatch.setitem(scope, "LONG_RUN_S", long_run_s)
+        asked.clear()
+        (answer,) = responses(model, [Request(images(1, 0))])
+        assert answer.error is None
+        assert asked == expected
 
 
 @pytest.mark.parametrize("contexts", [1, 3])

@@ -130,8 +130,11 @@ def joined_workers(device: torch.device, *, timeout_s: float = DEFAULT_TIMEOUT_S
             f"The {count} workers of this run cannot reach each other: {error}",
             hint="Start them with torchrun; on several machines give it --nnodes and --rdzv-endpoint.",
         ) from error
+    workers = Workers(rank=dist.get_rank(), count=dist.get_world_size())
     try:
-        yield Workers(rank=dist.get_rank(), count=dist.get_world_size())
+        yield workers
+        with workers.watched(lambda: "What the main worker has written is complete."):
+            dist.barrier()  # nobody takes the connections down while another still uses them
     finally:
         dist.destroy_process_group()
 

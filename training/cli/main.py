@@ -7,6 +7,8 @@ imported inside them, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
+import sys
+from typing import NoReturn
 
 import typer
 
@@ -37,4 +39,20 @@ def main() -> None:
     # many times slower. This bounds the spinning to microseconds.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     log_to_stderr()
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if not ended.code and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+            _leave()
+        raise
+
+
+def _leave() -> NoReturn:
+    """End one of several workers, whose work is done, without taking torch apart.
+
+    On a busy machine a thread of torch's may still be there when the interpreter destroys what it belongs to; then the
+    process ends with SIGABRT ("terminate called without an active exception"), and torchrun calls the job failed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

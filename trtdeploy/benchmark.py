@@ -11,10 +11,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from trtdeploy.engine import Engine
-from trtdeploy.errors import ShapeError, UsageError
-from trtdeploy.plan import Manifest, read_manifest
+from trtdeploy.errors import UsageError
+from trtdeploy.plan import read_manifest
 from trtdeploy.statistics import Interval, percentile
-from trtdeploy.tensors import DYNAMIC, Array, random_inputs
+from trtdeploy.tensors import Array, random_inputs
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 
@@ -72,7 +72,7 @@ def bench(
     if not 0 < duration_s < math.inf or not 0 <= warm_up_s < math.inf:
         raise UsageError(f"duration_s={duration_s} must be positive, warm_up_s={warm_up_s} not negative; both finite.")
     manifest = read_manifest(plan)
-    inputs = {batch: random_inputs(manifest.inputs, _shapes(manifest, batch)) for batch in batches}
+    inputs = {batch: random_inputs(manifest.inputs, manifest.shapes_of_batch(batch)) for batch in batches}
     results: list[Measurement] = []
     for count in contexts:
         with Engine.load(plan, contexts=count, threads=threads, timeout_s=None) as engine:
@@ -92,18 +92,6 @@ def bench(
                     )
                 )
     return results
-
-
-def _shapes(manifest: Manifest, batch: int) -> dict[str, list[int]]:
-    """Return shapes with this batch; other dynamic dimensions are those that the plan serves best, else 1."""
-    best_served = {name: shapes.opt for profile in manifest.profiles[:1] for name, shapes in profile.items()}
-    shapes = {}
-    for spec in manifest.inputs:
-        if not spec.shape or spec.shape[0] not in (DYNAMIC, batch):
-            raise ShapeError(f"Input {spec} has a fixed first dimension; batch {batch} is not possible.")
-        usual = best_served.get(spec.name) or [1 if size == DYNAMIC else size for size in spec.shape]
-        shapes[spec.name] = [batch, *usual[1:]]
-    return shapes
 
 
 def _closed_loop(

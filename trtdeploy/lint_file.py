@@ -182,26 +182,30 @@ def _difference(before: onnx.ModelProto, after: onnx.ModelProto, seed: int) -> D
     """
     from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
 
-    try:
-        session = make_session(before.SerializeToString())
-    except RUNTIME_ERRORS as error:
-        return f"ONNX Runtime does not take the original model: {first_line(error)}"
-    names = [made.name for made in session.get_outputs()]
-    try:
-        inputs = random_inputs([_spec(given) for given in session.get_inputs()], seed=seed)
-        old = session.run(names, inputs)
-    except RUNTIME_ERRORS as error:
-        inputs, old = {}, f"ONNX Runtime cannot run the model on random inputs: {first_line(error)}"
-    try:
-        session = make_session(after.SerializeToString())
-        if isinstance(old, str):
-            return old
-        new = session.run(names, inputs)
-    except RUNTIME_ERRORS as error:
-        raise ModelError(
+    def refused(error: Exception) -> ModelError:
+        return ModelError(
             f"The model cannot be repaired: ONNX Runtime takes it as it is, but not the result ({first_line(error)}).",
             hint="Nothing is written. Leave this model as it is, or quantize its float model: trtdeploy quantize",
-        ) from error
+        )
+
+    try:
+        original = make_session(before.SerializeToString())
+    except RUNTIME_ERRORS as error:
+        return f"ONNX Runtime does not take the original model: {first_line(error)}"
+    try:
+        repaired = make_session(after.SerializeToString())
+    except RUNTIME_ERRORS as error:
+        raise refused(error) from error
+    names = [made.name for made in original.get_outputs()]
+    try:
+        inputs = random_inputs([_spec(given) for given in original.get_inputs()], seed=seed)
+        old = original.run(names, inputs)
+    except RUNTIME_ERRORS as error:
+        return f"ONNX Runtime cannot run the model on random inputs: {first_line(error)}"
+    try:
+        new = repaired.run(names, inputs)
+    except RUNTIME_ERRORS as error:
+        raise refused(error) from error
     pairs = {
         name: (np.asarray(a, np.float64), np.asarray(b, np.float64))
         for name, a, b in zip(names, old, new, strict=True)

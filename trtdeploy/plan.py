@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trtdeploy.errors import PlanCorruptError, invalid_fields
+from trtdeploy.errors import PlanCorruptError, ShapeError, invalid_fields
 from trtdeploy.files import atomic_write, atomic_writer, sha256_bytes
 from trtdeploy.preprocessing import Preprocessing
-from trtdeploy.tensors import ShapeRange, TensorSpec, ValueRange
+from trtdeploy.tensors import DYNAMIC, ShapeRange, TensorSpec, ValueRange
 
 
 class _Part(BaseModel):
@@ -158,6 +158,25 @@ class Manifest(_Part):
         """What each profile covers, to be shown: shapes and values together, as a build is given them."""
         values = self.profile_values or ({},) * len(self.profiles)
         return tuple({**shapes, **held} for shapes, held in zip(self.profiles, values, strict=True))
+
+    @property
+    def best_served(self) -> dict[str, tuple[int, ...]]:
+        """The shapes that the first profile serves best, by input; none where there are no profiles."""
+        return {name: shapes.opt for profile in self.profiles[:1] for name, shapes in profile.items()}
+
+    def shapes_of_batch(self, batch: int) -> dict[str, list[int]]:
+        """Return input shapes with this batch; other dynamic dimensions are those that are best served, else 1.
+
+        Raises:
+            ShapeError: An input has another fixed first dimension.
+        """
+        shapes = {}
+        for spec in self.inputs:
+            if not spec.shape or spec.shape[0] not in (DYNAMIC, batch):
+                raise ShapeError(f"Input {spec} has a fixed first dimension; batch {batch} is not possible.")
+            usual = self.best_served.get(spec.name) or [1 if size == DYNAMIC else size for size in spec.shape]
+            shapes[spec.name] = [batch, *usual[1:]]
+        return shapes
 
     def to_json(self) -> str:
         """Return the manifest as it is written to disk."""

@@ -99,9 +99,8 @@ def _read_input(text: str, specs: Mapping[str, TensorSpec], manifest: Manifest) 
     if name not in specs:
         raise InputNameError(f"--input names {name!r}; this plan takes {sorted(specs)}.")
     if source == "random":
-        shapes = {key: shapes.opt for profile in manifest.profiles[:1] for key, shapes in profile.items()}
         values = {key: held.opt for profile in manifest.profile_values[:1] for key, held in profile.items()}
-        return name, random_inputs([specs[name]], shapes, values=values)[name]
+        return name, random_inputs([specs[name]], manifest.best_served, values=values)[name]
     path = Path(source)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         if manifest.preprocessing is None:

@@ -11,6 +11,7 @@ import pytest
 
 from trtdeploy.engine import Engine, batching
 from trtdeploy.errors import ShapeError
+from trtdeploy.plan import Manifest
 from trtdeploy.tensors import Array, ShapeRange, TensorSpec
 
 
@@ -43,7 +44,8 @@ def engine(clock: Clock, seconds: Callable[[int], float], sizes: list[int], *pro
 
     spec = TensorSpec(name="x", dtype="float32", shape=(-1, 3, 4))
     ranges = tuple({"x": ShapeRange(min=(low, 3, 4), opt=(low, 3, 4), max=(high, 3, 4))} for low, high in profiles)
-    return cast(Engine, SimpleNamespace(inputs=(spec,), infer=infer, manifest=SimpleNamespace(profiles=ranges)))
+    manifest = Manifest.model_construct(inputs=(spec,), profiles=ranges)
+    return cast(Engine, SimpleNamespace(inputs=(spec,), infer=infer, manifest=manifest))
 
 
 @pytest.mark.parametrize(

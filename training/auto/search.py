@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def decide(
     Args:
         dataset: Labelled images. Variants are chosen on the split ``calibration``, the proof is on ``dev``, and
             ``test`` is looked at once, after the choice.
-        start: A float checkpoint. Its network is changed.
+        start: A float checkpoint.
         folder: Gets the checkpoints, ``model.onnx``, ``decision.json`` and ``decision.md``.
         max_drop: The budget in percentage points.
         spec: What every candidate is quantized for, and what stays in float in all of them; the defaults if None.
@@ -100,7 +101,7 @@ def decide(
         "schedule": schedule.model_dump(mode="json"),
     }
     example = torch.zeros(1, *start.facts.preprocessing.sample_shape)
-    quantize(start.model, spec, example=example)  # refuses what cannot be done before the folder is claimed
+    quantize(deepcopy(start.model), spec, example=example)  # refuses what cannot be done before the folder is claimed
     claim_folder(folder, settings)
     compared = networks_compared(schedule)
     declared = declare_shares({step: compared if step in _TRAINED else 1 for step in _STEPS})

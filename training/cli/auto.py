@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,9 +64,6 @@ def auto(
         start, dataset, split_seed = open_both(
             data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
         )
-        untouched = (
-            deepcopy(start) if ledger is not None else start
-        )  # the search quantizes the network that it is given
         with dataset:
             decision = decide(
                 dataset,
@@ -80,7 +76,7 @@ def auto(
                 observer=display,
             )
             if ledger is not None:
-                _record(untouched, output, decision, dataset, ledger, display)
+                _record(start, output, decision, dataset, ledger, display)
         display.finish()
         facts = {"output": str(output), "verdict": decision.verdict, **decision.model_dump(mode="json")}
         print_facts(facts, f"{decision.verdict}\nWhy: {output / 'decision.md'}", as_json=as_json)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from trtdeploy.triton.config import DeviceMemory, PackageOptions
     from trtdeploy.triton.deployed import Comparison
 
-_TOP_K = 5
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 PlanFile = Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")]
 Name = Annotated[str, typer.Option("--name", help="Model name in Triton.")]
@@ -87,11 +86,12 @@ def package(
         from trtdeploy.triton.layout import active_version
         from trtdeploy.triton.pipeline import package_pipeline
         from trtdeploy.triton.pipeline.comparison import compare_pipeline
+        from trtdeploy.triton.pipeline.package import DEFAULT_TOP_K
         from trtdeploy.triton.repository import package as run
 
         if top_k is not None and not ensemble:
             raise UsageError(f"--top-k {top_k} is for NAME_pipeline.", hint="Add --ensemble, or leave it out.")
-        count = top_k if top_k is not None else _TOP_K
+        count = top_k if top_k is not None else DEFAULT_TOP_K
         options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)
         if check and ensemble:
             whole = compare_pipeline(plan, repository, name, options, top_k=count)

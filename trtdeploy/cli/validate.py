@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from trtdeploy.ledger import Ledger
     from trtdeploy.plan import Manifest
     from trtdeploy.preprocessing import Preprocessing
-    from trtdeploy.triton.client import InferenceClient, LoopedClient
+    from trtdeploy.triton.client import InferenceClient, LoopedClient, ServedModel
+    from trtdeploy.triton.served import ServedTarget
     from trtdeploy.validation import Examination, Target, ValidationReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -66,13 +68,15 @@ def validate(
         facts = _read_manifest(records.manifest) if records.manifest is not None else None
         recorded = Ledger(records.ledger) if records.ledger is not None else None
         with ExitStack() as stack:
-            others: list[Target] = []
+            target: Target
+            others: Sequence[Target] = ()
             if what.url is not None and what.model is not None and what.plan is None:
                 client = _client(what.url, requests, connection, transport)
                 stack.callback(client.close)
-                target, others = _served(client, what.model, what)
+                served, *others = _served(client, what.model, what)
                 if facts is not None and records.manifest is not None:
-                    _check_served_plan(facts, records.manifest, client, what.model, what.version)
+                    _check_served_plan(facts, records.manifest, client, served.model)
+                target = served
             elif what.compare_version:
                 raise UsageError("--compare-version asks a server; it needs --url and --model.")
             elif what.plan is not None and what.url is None and what.model is None:
@@ -131,22 +135,20 @@ def _client(
     )
 
 
-def _served(client: InferenceClient | LoopedClient, model: str, what: TargetFlags) -> tuple[Target, list[Target]]:
-    """Return the target on a server, and the other versions to compare it with."""
+def _served(client: InferenceClient | LoopedClient, model: str, what: TargetFlags) -> list[ServedTarget]:
+    """Return the target on a server, and after it the other versions to compare it with."""
     from trtdeploy.triton.encoded import served_target
 
-    target = served_target(client, model, what.version)
-    return target, [served_target(client, model, other) for other in what.compare_version or ()]
+    return [served_target(client, model, version) for version in (what.version, *(what.compare_version or ()))]
 
 
 def _check_served_plan(
-    manifest: Manifest, path: Path, client: InferenceClient | LoopedClient, model: str, version: str
+    manifest: Manifest, path: Path, client: InferenceClient | LoopedClient, model: ServedModel
 ) -> None:
     from trtdeploy.triton.identity import check_served_plan
 
-    described = client.describe(model, version)
-    steps = [client.describe(step) for step in described.steps]
-    check_served_plan(manifest, path.name, steps or [described])
+    steps = [client.describe(step) for step in model.steps]
+    check_served_plan(manifest, path.name, steps or [model])
 
 
 def _local(stack: ExitStack, plan: Path, requests: RequestFlags) -> tuple[Target, Manifest]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import numpy as np
 
 from trtdeploy.engine.engine import Engine
 from trtdeploy.errors import TrtDeployError
-from trtdeploy.tensors import DYNAMIC, Array, random_inputs
+from trtdeploy.tensors import Array, random_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def _seconds(engine: Engine, largest: int, budget_s: float) -> dict[int, float]:
 
     Sizes end where two of them, one after the other, have saved nothing.
     """
-    sizes = [*itertools.takewhile(lambda size: size < largest, (1 << power for power in itertools.count())), largest]
+    sizes = [*(1 << power for power in range((largest - 1).bit_length())), largest]
     batches: dict[int, list[dict[str, Array]]] = {}
     best: dict[int, float] = {}
     for size in filter(partial(_takes, engine), sizes):
@@ -85,11 +84,7 @@ def _run(engine: Engine, samples: list[dict[str, Array]]) -> float:
 
 def _samples(engine: Engine, count: int) -> list[dict[str, Array]]:
     """Return samples that lie apart, as those of different requests do."""
-    served = {name: shapes.opt for profile in engine.manifest.profiles[:1] for name, shapes in profile.items()}
-    shapes = {}
-    for spec in engine.inputs:
-        usual = served.get(spec.name) or [1 if size == DYNAMIC else size for size in spec.shape]
-        shapes[spec.name] = [1, *usual[1:]]
+    shapes = engine.manifest.shapes_of_batch(1)
     return [random_inputs(engine.inputs, shapes, seed=seed) for seed in range(count)]
 
 

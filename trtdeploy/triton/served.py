@@ -25,6 +25,9 @@ class ServedTarget(Target):
     Raises:
         ServerError: The server does not answer, or has no such model.
         UsageError: The model is no classifier: it has more than one input or output.
+
+    Attributes:
+        model: What the server has said of it.
     """
 
     stage = "served"
@@ -36,7 +39,7 @@ class ServedTarget(Target):
             check_classifier(model)
         if model.decoupled:
             raise UsageError(f"{model.name} may answer a request any number of times; a classifier answers once.")
-        self._model = model
+        self.model = model
         self.name = model.name
         self.version = model.version
         self.input = model.inputs[0]
@@ -58,13 +61,13 @@ class ServedTarget(Target):
         self._lock = threading.Lock()
 
     def scores(self, batch: Array) -> Array:
-        reply = self._client.request(self._model, {self.input.name: batch}, any_version=self._any_version)
+        reply = self._client.request(self.model, {self.input.name: batch}, any_version=self._any_version)
         return self._counted(reply, len(batch))
 
     async def awaited_scores(self, batch: Array) -> Array:
         if not isinstance(self._client, LoopedClient):
             return await super().awaited_scores(batch)
-        reply = await self._client.client.request(self._model, {self.input.name: batch}, any_version=self._any_version)
+        reply = await self._client.client.request(self.model, {self.input.name: batch}, any_version=self._any_version)
         return self._counted(reply, len(batch))
 
     def answered_by(self) -> Counter[str]:
@@ -74,7 +77,7 @@ class ServedTarget(Target):
     def server_totals(self) -> ServerTotals | None:
         if set(self.answered_by()) - {self.version}:
             return None  # versions were exchanged meanwhile: one version's sums do not tell where the time went
-        stats = self._client.statistics(self._model)
+        stats = self._client.statistics(self.model)
 
         def total_ns(part: str) -> int:
             return int(stats.get(part, {}).get("ns", 0))
@@ -93,7 +96,7 @@ class ServedTarget(Target):
         return self._scores_of(reply)
 
     def _scores_of(self, reply: Reply) -> Array:
-        return reply.outputs[self._model.outputs[0].name]
+        return reply.outputs[self.model.outputs[0].name]
 
 
 def check_classifier(model: ServedModel) -> None:

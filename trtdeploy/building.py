@@ -6,15 +6,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import trtdeploy
-from trtdeploy.errors import BuildError
-from trtdeploy.files import keep_inputs, sha256_bytes
+from trtdeploy.errors import BuildError, UsageError
+from trtdeploy.files import keep_inputs, same_file, sha256_bytes
 from trtdeploy.ledger import Ledger
 from trtdeploy.model_precision import with_precision
-from trtdeploy.onnxgraph.source import load_source
-from trtdeploy.plan import Manifest, Plan, RuntimeFacts, SourceFacts, write_plan
+from trtdeploy.onnxgraph.source import keep_model, load_source
+from trtdeploy.plan import Manifest, Plan, RuntimeFacts, SourceFacts, is_manifest, manifest_path, write_plan
 from trtdeploy.runtimes import get_runtime
 from trtdeploy.runtimes.base import BuildProgress
 from trtdeploy.runtimes.config import BuildConfig
+from trtdeploy.timing_cache.sidecar import sidecar_path
 
 __all__ = ["BuildConfig", "build"]
 
@@ -40,11 +41,11 @@ def build(
         ModelError: ``model`` is not a valid ONNX model, or the runtime refuses it.
         BuildError: The runtime could build nothing that gives the model's answers, or the plan cannot be written.
         RuntimeUnavailableError: The runtime that the config asks for is not on this machine.
-        UsageError: The config does not fit the model, or the plan would replace it.
-        TimingCacheError: The timing cache cannot be locked or written.
+        UsageError: The config does not fit the model; or plan, manifest or timing cache would replace another file.
+        TimingCacheError: The timing cache cannot be locked or written, or is something else.
     """
     config = config or BuildConfig()
-    keep_inputs(output, model, ledger, config.ranges)
+    _keep_files(output, config, model, ledger)
     if config.isolate:
         from trtdeploy.isolated_build import build_in_child
 
@@ -78,3 +79,27 @@ def build(
         return write_plan(output, built.content, manifest)
     except OSError as error:
         raise BuildError(f"The plan {output} cannot be written: {error}.") from error
+
+
+def _keep_files(output: str | Path, config: BuildConfig, model: str | Path, ledger: str | Path | None) -> None:
+    """Refuse a build that would write over what it reads, over its own other files, or over a file beside the plan."""
+    manifest = manifest_path(output)
+    written = {"plan": Path(output), "manifest": manifest}
+    for what, path in written.items():
+        keep_model(path, model, what)
+        keep_inputs(path, ledger, config.ranges, *config.plugins, what=what)
+    if manifest.is_file() and not is_manifest(manifest.read_bytes()):
+        raise UsageError(
+            f"The plan's manifest would replace {manifest}, which is no manifest.",
+            hint=f"Choose another name for the plan than {output}, or move that file away.",
+        )
+    if config.timing_cache is None or config.timing_cache.is_dir():
+        return
+    for cache in (config.timing_cache, sidecar_path(config.timing_cache)):
+        keep_model(cache, model, "timing cache")
+        keep_inputs(cache, ledger, config.ranges, *config.plugins, what="timing cache")
+        for what, path in written.items():
+            if same_file(cache, path):
+                raise UsageError(
+                    f"The {what} and the timing cache cannot both be {path}.", hint="Give one of them another name."
+                )

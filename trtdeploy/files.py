@@ -56,16 +56,23 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
-def keep_inputs(output: str | Path, *inputs: str | Path | None) -> None:
+def keep_inputs(output: str | Path, *inputs: str | Path | None, what: str = "output") -> None:
     """Refuse an output that would replace what it is made from, before any work is done.
 
     Raises:
         UsageError: The output is one of the inputs, by this name or another one.
     """
-    target = Path(output)
     for path in inputs:
-        if path is not None and target.exists() and Path(path).exists() and target.samefile(path):
-            raise UsageError(f"The output {target} would replace the input {path}.", hint="Choose another name.")
+        if path is not None and Path(path).exists() and same_file(output, path):
+            raise UsageError(f"The {what} {output} would replace the input {path}.", hint="Choose another name.")
+
+
+def same_file(first: str | Path, second: str | Path) -> bool:
+    """Say whether two names are, or would be, those of one file."""
+    one, other = Path(first), Path(second)
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def sync_folder(folder: Path) -> None:

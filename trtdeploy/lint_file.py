@@ -15,11 +15,11 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import helper
 
 from trtdeploy.errors import ModelError, UsageError
-from trtdeploy.files import atomic_write, keep_inputs
+from trtdeploy.files import atomic_write
 from trtdeploy.onnxgraph.lint import Finding, lint
 from trtdeploy.onnxgraph.lint.fix import Repair, fix
 from trtdeploy.onnxgraph.qdq import opset_version
-from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.onnxgraph.source import keep_model, load_source
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import TensorSpec, random_inputs
 
@@ -93,7 +93,7 @@ def repair_file(path: str | Path, output: str | Path, *, ignore: Collection[str]
             not the result. Then nothing is written.
         UsageError: The model is too large for one file, there is no such rule, or the output would replace the input.
     """
-    keep_inputs(output, path)
+    keep_model(output, path)
     model = _read(Path(path))
     before = lint(model, ignore=ignore)
     _require_one_file(model, path)

@@ -227,6 +227,11 @@ def manifest_path(plan: str | Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def is_manifest(content: bytes) -> bool:
+    """Say whether a file is a manifest, of any version and also a damaged one; an empty one may be."""
+    return not content.strip() or b'"trtdeploy_version"' in content
+
+
 def write_plan(path: str | Path, content: bytes, manifest: Manifest) -> Plan:
     """Write a plan and its manifest; on an error, a full disk for example, both files are as they were.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +29,7 @@ from trtdeploy.errors import (
     PlanError,
     PlanIncompatibleError,
     RuntimeUnavailableError,
+    TimingCacheError,
     UsageError,
 )
 from trtdeploy.files import sha256_file
@@ -339,3 +341,50 @@ def test_a_profile_limits_what_the_loaded_plan_takes(tmp_path: Path) -> None:
         engine.infer({"input": np.zeros((4, 3, 12, 12), np.float32)})
         with pytest.raises(trtdeploy.errors.ShapeError, match="no profile"):
             engine.infer({"input": np.zeros((5, 3, 12, 12), np.float32)})
+
+
+def external(folder: Path) -> Path:
+    """Write a model whose weights lie in ``w.bin``."""
+    path = folder / "m.onnx"
+    model = block_network(quantized=False)
+    onnx.save_model(model, str(path), save_as_external_data=True, location="w.bin", size_threshold=0)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("output", "cache"),
+    [
+        ("m.onnx", None),
+        ("w.bin", None),
+        ("r", None),  # its manifest would be r.json
+        ("settings", None),  # beside it lies settings.json
+        ("p.plan", "m.onnx"),
+        ("p.plan", "w.bin"),
+        ("p.plan", "r.json"),
+        ("p.plan", "link"),
+        ("p.plan", "p.plan"),
+        ("p.plan", "./p.plan"),
+        ("p.plan", "p.plan.json"),
+        ("p.plan", "calibration.cache"),
+        ("p.plan", "settings.json"),
+        ("p.plan", "old.plan"),
+        ("p.plan", "old.plan.json"),
+    ],
+)
+def test_a_build_writes_over_nothing_that_is_something_else(
+    output: str, cache: str | None, tmp_path: Path, qdq_plan: Plan
+) -> None:
+    model = external(tmp_path)
+    (tmp_path / "r.json").write_text(json.dumps({"format": 1, "ranges": {"input": 1.0}}))
+    (tmp_path / "settings.json").write_text(json.dumps({"name": "mine"}))
+    (tmp_path / "calibration.cache").write_text("TRT-8401-EntropyCalibration2\nx: 3caa54fc\n")
+    (tmp_path / "link").symlink_to("m.onnx")
+    shutil.copy(qdq_plan.path, tmp_path / "old.plan")
+    shutil.copy(manifest_path(qdq_plan.path), tmp_path / "old.plan.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    config = QUICK.model_copy(
+        update={"ranges": tmp_path / "r.json", "timing_cache": cache and Path(f"{tmp_path}/{cache}")}
+    )
+    with pytest.raises((UsageError, TimingCacheError)):
+        build(model, tmp_path / output, config)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

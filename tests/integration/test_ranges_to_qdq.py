@@ -417,3 +417,15 @@ def test_the_given_model_is_left_as_it_was() -> None:
     before = plain.SerializeToString(deterministic=True)
     quantize_with_ranges(plain, DynamicRanges.from_amax({"x": 1.0}))
     assert plain.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("scale", [0.0, np.inf, np.nan, -1.0])
+def test_a_scale_that_is_none_matters_only_where_a_layer_needs_it(scale: float) -> None:
+    model = two_layers()
+    first, second = (node.input[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul"))
+    scales = {first: np.float32(0.1), second: np.float32(0.1)}
+    unneeded = {"shape": np.float32(scale), model.graph.output[0].name: np.float32(scale)}
+    applied = apply_ranges(model, DynamicRanges(scales, unusable=unneeded))
+    assert len(applied.quantized) == 2
+    with pytest.raises(QuantizationError, match=f"scale of tensor '{second}'.*must be finite and greater than 0"):
+        apply_ranges(model, DynamicRanges({first: np.float32(0.1)}, unusable={second: np.float32(scale)}))

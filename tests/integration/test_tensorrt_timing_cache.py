@@ -216,11 +216,24 @@ def test_verify_without_a_cache_fails_at_once(source: SourceModel, tmp_path: Pat
         Library().build(source, tmp_path / "none.timing", "verify")
 
 
+@pytest.mark.parametrize("content", [b"garbage", b'{"device": "gpu-0"'])
+def test_what_the_library_takes_silently_as_empty_is_refused_and_left(
+    source: SourceModel, tmp_path: Path, content: bytes
+) -> None:
+    cache = tmp_path / "b.timing"
+    cache.write_bytes(content)
+    with pytest.raises(TimingCacheError, match="leaves it as it is"):
+        Library().build(source, cache)
+    assert cache.read_bytes() == content
+    assert not list(tmp_path.glob("*corrupt*"))
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", b'{"device": "gpu-0"'])
 def test_what_the_library_takes_silently_as_empty_is_noticed(
     source: SourceModel, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "b.timing"
+    Library().build(source, cache)
     cache.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         Library().build(source, cache)
@@ -248,20 +261,18 @@ def test_read_only_uses_it_and_changes_nothing(source: SourceModel, tmp_path: Pa
     assert cache.read_bytes() == before
 
 
-def test_a_cache_that_the_library_refuses_is_set_aside_and_the_build_goes_on(
-    source: SourceModel, tmp_path: Path
-) -> None:
+def test_a_cache_of_trtexec_that_the_library_refuses_is_left(source: SourceModel, tmp_path: Path) -> None:
     cache = tmp_path / "b.timing"
     Library("gpu-1").build(source, cache)
     (tmp_path / "b.timing.json").unlink()  # trtexec made it: nothing says that it was a board of the same model
     before = cache.read_bytes()
-    library = Library("gpu-0")
-    library.build(source, cache)
-    assert len(library.timed) == 3
-    assert (tmp_path / "b.timing.foreign-1").read_bytes() == before
-    (tmp_path / "b.timing.json").unlink()
-    with pytest.raises(TimingCacheError, match="another device"):
-        Library("gpu-1").build(source, cache, "read-only")
+    for mode in ("update", "read-only"):
+        library = Library("gpu-0")
+        with pytest.raises(TimingCacheError, match="another device"):
+            library.build(source, cache, mode)
+        assert library.timed == []
+    assert cache.read_bytes() == before
+    assert not list(tmp_path.glob("*foreign*"))
 
 
 def test_another_board_of_the_same_model_uses_it(source: SourceModel, tmp_path: Path) -> None:

@@ -153,10 +153,45 @@ def test_one_missing_timing_means_that_all_are_measured_side_by_side(source: Pat
     assert 1234.5 not in tactic.milliseconds.values()
 
 
+WRITTEN = b'{\n "format": 1,\n "milliseconds": {\n  "one": 1.0,\n  "two": 2.0\n }\n}'
+
+
+def test_that_is_how_a_cache_begins(tmp_path: Path) -> None:
+    TimingCache(tmp_path / "b.timing").merge({"one": 1.0, "two": 2.0})
+    assert (tmp_path / "b.timing").read_bytes() == WRITTEN
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
+        WRITTEN[:-10],
+        WRITTEN.replace(b"1.0", b"-1.0"),
+        WRITTEN.replace(b"1.0", b"0"),
+        WRITTEN.replace(b"1.0", b"NaN"),
+        WRITTEN.replace(b"1.0", b"1e999"),
+        WRITTEN.replace(b"1.0", b'"fast"'),
+        WRITTEN.replace(b"two", b"\xff\xfe\x00"),
+        WRITTEN[:45] + b"\0" * 500,
+    ],
+)
+def test_a_damaged_timing_cache_is_set_aside_with_a_warning(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "b.timing"
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert TimingCache(path).read() == {}
+    assert "not a timing cache" in caplog.text
+    assert "b.timing.corrupt-1" in caplog.text
+    assert (tmp_path / "b.timing.corrupt-1").read_bytes() == content
+    assert not path.exists()
+    TimingCache(path).merge({"k": 2.0})
+    assert TimingCache(path).read() == {"k": 2.0}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
         b"{",
         b"null",
         b"[]",
@@ -174,27 +209,22 @@ def test_one_missing_timing_means_that_all_are_measured_side_by_side(source: Pat
         b'{"milliseconds": ' * 20_000,
     ],
 )
-def test_a_file_that_is_no_timing_cache_is_set_aside_with_a_warning(
-    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_is_no_timing_cache_is_refused_and_left(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "b.timing"
     path.write_bytes(content)
-    with caplog.at_level(logging.WARNING):
-        assert TimingCache(path).read() == {}
-    assert "not a timing cache" in caplog.text
-    assert "b.timing.corrupt-1" in caplog.text
-    assert (tmp_path / "b.timing.corrupt-1").read_bytes() == content
-    assert not path.exists()
-    TimingCache(path).merge({"k": 2.0})
-    assert TimingCache(path).read() == {"k": 2.0}
+    for use in (TimingCache(path).read, lambda: TimingCache(path).merge({"k": 2.0})):
+        with pytest.raises(TimingCacheError, match="not a timing cache"):
+            use()
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("b.timing", content)]
 
 
 def test_files_that_were_set_aside_earlier_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "b.timing"
     for number in (1, 2, 3):
-        path.write_text(f"broken {number}")
+        path.write_bytes(WRITTEN + b"%d" % number)
         TimingCache(path).merge({"k": float(number)})
-    assert [(tmp_path / f"b.timing.corrupt-{n}").read_text() for n in (1, 2, 3)] == ["broken 1", "broken 2", "broken 3"]
+    kept = [(tmp_path / f"b.timing.corrupt-{number}").read_bytes() for number in (1, 2, 3)]
+    assert kept == [WRITTEN + b"1", WRITTEN + b"2", WRITTEN + b"3"]
     assert TimingCache(path).read() == {"k": 3.0}
 
 
@@ -202,7 +232,7 @@ def test_a_build_goes_on_with_a_damaged_cache_and_leaves_a_good_one(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "b.timing"
-    cache.write_bytes(b"\x00\x01\x02")
+    cache.write_bytes(WRITTEN[:-3])
     assert not tactic_of(source, cache).cached
     assert "not a timing cache" in caplog.text
     assert tactic_of(source, cache).cached

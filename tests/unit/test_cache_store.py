@@ -128,7 +128,7 @@ def test_a_cache_of_another_machine_is_set_aside_with_its_sidecar_and_the_fields
 @pytest.mark.parametrize("content", [b"", b"garbage"])
 def test_other_modes_leave_a_bad_file_and_say_what_to_do(mode: CacheMode, content: bytes, path: Path) -> None:
     path.write_bytes(content)
-    with pytest.raises(TimingCacheError, match="leaves it as it is; use another file, or mode 'update'"):
+    with pytest.raises(TimingCacheError, match="leaves it as it is; use another file"):
         load(path, mode)
     assert snapshot(path.parent) == {"b.timing": content}
 
@@ -192,12 +192,87 @@ def test_what_does_not_combine_is_set_aside_and_the_new_blob_is_kept(
     assert words_in((path.parent / "b.timing.foreign-1").read_bytes()) == {"gpu-a"}
 
 
-def test_a_file_that_only_has_the_name_of_the_sidecar_is_not_overwritten(path: Path) -> None:
-    manifest = path.parent / "b.timing.json"
-    manifest.write_text('{"a": "manifest"}')
+@pytest.mark.parametrize("earlier", [None, cache_of("trtexec")], ids=["alone", "beside a cache"])
+def test_a_file_that_only_has_the_name_of_the_sidecar_is_refused_and_nothing_is_touched(
+    path: Path, earlier: bytes | None
+) -> None:
+    (path.parent / "b.timing.json").write_text('{"a": "manifest"}')
+    if earlier is not None:
+        path.write_bytes(earlier)
+    before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
+    for use in (lambda: load(path), lambda: write(path, "one")):
+        with pytest.raises(TimingCacheError, match=r"sidecar would replace .*b\.timing\.json"):
+            use()
+    assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
+
+
+def test_a_damaged_sidecar_is_set_aside(path: Path) -> None:
     write(path, "one")
-    assert (path.parent / "b.timing.json.corrupt-1").read_text() == '{"a": "manifest"}'
-    assert json.loads(manifest.read_text())["entries"] == 1
+    sidecar = path.parent / "b.timing.json"
+    damaged = sidecar.read_text()[:-30]
+    sidecar.write_text(damaged)
+    write(path, "two")
+    assert words_in(load(path)) == {"one", "two"}
+    assert (path.parent / "b.timing.json.corrupt-1").read_text() == damaged
+
+
+OTHER_FILES = {
+    "onnx": b"\x08\x09\x3a\x10" + b"a model" * 30,
+    "ranges": b"TRT-8401-EntropyCalibration2\nx: 3caa54fc\n",
+    "manifest": b'{\n "format": 1,\n "trtdeploy_version": "1"\n}',
+    "sidecar": b'{\n "format": 1,\n "fingerprint": {\n  "kind": "timing"\n }\n}',
+    "newer": b'{\n "format": 2,\n "milliseconds": {}\n}',
+    "json": b'{"name": "my-package"}',
+    "zeros": b"\0" * 5000,
+    "text": b"hello",
+}
+
+
+@pytest.mark.parametrize("mode", ["update", "read-only", "verify"])
+@pytest.mark.parametrize("content", OTHER_FILES.values(), ids=OTHER_FILES)
+def test_a_file_that_is_something_else_is_refused_and_nothing_is_touched(
+    content: bytes, mode: CacheMode, path: Path
+) -> None:
+    path.write_bytes(content)
+    uses = [
+        lambda: load(path, mode),
+        lambda: TimingCache(path, mode=mode).read(),
+        lambda: write(path, "one"),
+        lambda: TimingCache(path).merge({"k": 1.0}),
+        lambda: BlobCache(path, OURS).refuse("it is of another device"),
+    ]
+    for number, use in enumerate(uses):
+        with pytest.raises(TimingCacheError, match="use another file"):
+            use()
+        if number < 4:  # the last one comes after a load, which holds the lock
+            assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == {"b.timing": content}
+    assert snapshot(path.parent) == {"b.timing": content}
+
+
+def test_a_cache_of_trtexec_is_no_cache_for_onnx_runtime_and_stays(path: Path) -> None:
+    path.write_bytes(cache_of("trtexec"))
+    with pytest.raises(TimingCacheError, match="not a timing cache of ONNX Runtime"):
+        TimingCache(path).merge({"k": 1.0})
+    assert path.read_bytes() == cache_of("trtexec")
+
+
+def test_an_empty_file_counts_as_none(path: Path) -> None:
+    path.write_bytes(b"")
+    assert load(path) == b""
+    write(path, "one")
+    assert words_in(load(path)) == {"one"}
+    other = path.with_name("o.timing")
+    other.write_bytes(b"")
+    TimingCache(other).merge({"k": 1.0})
+    assert TimingCache(other).read() == {"k": 1.0}
+    assert not list(path.parent.glob("*-1*"))
+
+
+def test_what_trtexec_wrote_and_does_not_combine_is_left(path: Path) -> None:
+    path.write_bytes(cache_of("gpu-a"))
+    with pytest.raises(TimingCacheError, match="refuses to combine"):
+        write(path, "gpu-b")
+    assert snapshot(path.parent) == {"b.timing": cache_of("gpu-a")}
 
 
 def test_one_path_for_two_runtimes_keeps_both(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -63,8 +63,29 @@ def test_odd_lines_of_real_caches(tmp_path: Path) -> None:
     assert ranges.scales["short"] == struct.unpack(">f", bytes.fromhex("0000089d"))[0]
 
 
+def test_scales_that_are_none_are_kept_apart(tmp_path: Path) -> None:
+    lines = ["x: 3c008912", "(Unnamed Layer* 64) [Shuffle]_output: 0", "366: 00000000", "mask: 7f800000", "n: 7fc00000"]
+    ranges = read(tmp_path, "\n".join([HEADER, *lines, "minus: bc008912"]))
+    assert list(ranges.scales) == ["x"]
+    assert list(ranges.unusable) == ["(Unnamed Layer* 64) [Shuffle]_output", "366", "mask", "n", "minus"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_byte_order_mark_and_other_ends_of_lines(tmp_path: Path, mark: str, end: str) -> None:
+    assert set(read(tmp_path, f"{mark}{HEADER}{end}x: 3c008912{end}").scales) == {"x"}
+    assert set(read(tmp_path, mark + '{"format": 1, "ranges": {"y": 1.0}}' + end).scales) == {"y"}
+
+
 @pytest.mark.parametrize(
-    "header", ["TRT-8601-MinMaxCalibration", "TRT-101600-EntropyCalibration2", "TRT-7-LegacyCalibration"]
+    "header",
+    [
+        "TRT-8601-MinMaxCalibration",
+        "TRT-101600-EntropyCalibration2",
+        "TRT-7-LegacyCalibration",
+        "TRT-8XXX-EntropyCalibration2 ",
+        "TRT-8.6.1-EntropyCalibration2",
+    ],
 )
 def test_headers_of_other_calibrators(tmp_path: Path, header: str) -> None:
     assert set(read(tmp_path, f"{header}\nx: 3c008912\n").scales) == {"x"}

@@ -167,8 +167,10 @@ def build(
     with door(), Bars() as bars:
         from trtdeploy.building import BuildConfig
         from trtdeploy.building import build as run_build
+        from trtdeploy.files import keep_inputs
         from trtdeploy.tensors import parse_shape_option
 
+        keep_inputs(output, config)
         base = BuildConfig.from_yaml(config) if config else BuildConfig()
         given: dict[str, Any] = {
             "runtime": runtime,

@@ -25,6 +25,8 @@ INT8_BOUND = 127
 
 FORMAT = 1
 _HEADER = re.compile(r"TRT-\d+-\w+Calibration\w*")
+# other exporters write something in place of the version (Paddle2ONNX "8XXX"); the lines mean the same
+_READ_HEADER = re.compile(r"TRT-[\w.]+-\w+")
 _HEX = re.compile(r"[0-9a-fA-F]{1,8}")
 
 
@@ -39,10 +41,13 @@ class DynamicRanges:
         scales: Step between two INT8 codes, by tensor name; float32, finite and positive.
         weight_scales: The same of weights, by name, where it is not amax / 127: float32 of shape (output channels,), or
             () per tensor. Fine-tuning with fixed scales (QAT) leaves such; a calibration cache has no room for them.
+        unusable: Scales of 0, infinity, NaN or below 0 in a calibration cache, by tensor name. TensorRT writes them
+            for tensors without a range, such as shapes; they matter only where a layer needs one.
     """
 
     scales: Mapping[str, np.float32]
     weight_scales: Mapping[str, Array] = field(default_factory=dict)
+    unusable: Mapping[str, np.float32] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.scales:
@@ -137,7 +142,7 @@ def read_ranges(path: str | Path) -> DynamicRanges:
     """
     source = Path(path)
     try:
-        text = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise QuantizationError(f"The dynamic ranges {source} cannot be read: {error}.") from error
     except UnicodeDecodeError as error:
@@ -146,7 +151,7 @@ def read_ranges(path: str | Path) -> DynamicRanges:
     try:
         if text.lstrip().startswith("{"):
             return parse_json(text)
-        if _HEADER.fullmatch(first_line):
+        if _READ_HEADER.fullmatch(first_line):
             return parse_calibration_cache(text)
     except QuantizationError as error:
         raise QuantizationError(f"{source}: {error.message}", hint=error.hint) from error
@@ -188,9 +193,11 @@ def parse_calibration_cache(text: str) -> DynamicRanges:
     ``import_scales_from_calib_cache``. Names may hold ": "; TAO's writer leaves out leading zeros of the digits.
 
     Raises:
-        QuantizationError: A line is not ``name: hex``, a name comes twice, or a scale is not finite and positive.
+        QuantizationError: A line is not ``name: hex``, a name comes twice, or no scale is finite and positive.
     """
     scales: dict[str, np.float32] = {}
+    unusable: dict[str, np.float32] = {}
+    refusal = ""
     for number, line in enumerate(text.split("\n")[1:], start=2):
         entry = line.rstrip("\r")
         if not entry.strip():
@@ -199,15 +206,18 @@ def parse_calibration_cache(text: str) -> DynamicRanges:
         digits = digits.strip()
         if not separator or not name or not _HEX.fullmatch(digits):
             raise QuantizationError(f"Line {number} is not 'tensor name: up to 8 hex digits' but {entry[:80]!r}.")
-        if name in scales:
+        if name in scales or name in unusable:
             raise QuantizationError(f"Line {number}: tensor {name!r} has a range already.")
         scale = np.float32(struct.unpack(">f", bytes.fromhex(digits.zfill(8)))[0])
-        if not np.isfinite(scale) or scale <= 0:
-            raise QuantizationError(
-                f"Line {number}: the scale of tensor {name!r} is {scale}; it must be finite and greater than 0."
-            )
-        scales[name] = scale
-    return DynamicRanges(scales)
+        if np.isfinite(scale) and scale > 0:
+            scales[name] = scale
+        else:
+            unusable[name] = scale
+            why = f"Line {number}: the scale of tensor {name!r} is {scale}; it must be finite and greater than 0."
+            refusal = refusal or why
+    if refusal and not scales:
+        raise QuantizationError(refusal)
+    return DynamicRanges(scales, unusable=unusable)
 
 
 def _json_amax(name: str, value: Any) -> float:

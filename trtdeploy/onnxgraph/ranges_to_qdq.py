@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +92,7 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
 
     Raises:
         QuantizationError: The model has Q/DQ already or too old an opset; no layer or no name of the ranges matches;
-            given scales of a weight are not one per output channel.
+            what a layer needs has a scale of 0 or infinity; given scales of a weight are not one per output channel.
         ModelError: A weight is not finite.
     """
     require_float_model(model)
@@ -106,6 +106,7 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
             hint="Ranges belong to the model that they were found on: export and calibrate the same one.",
         )
     others = [wanted for wanted in float32_sites(model, wanted_sites(model)) if wanted.reason != "weight"]
+    _refuse_unusable(others, ranges)
     scales = _sharing(others, ranges.scales)
     sites = {
         wanted.site: Quantizer(wanted.tensor, np.asarray(scales[wanted.tensor]))
@@ -132,6 +133,17 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
         )
     widened = tuple(name for name, scale in scales.items() if scale != ranges.scales[name])
     return RangesApplied(put_in(model, sites), tuple(quantized), left_float, unknown, widened)
+
+
+def _refuse_unusable(others: Sequence[Wanted], ranges: DynamicRanges) -> None:
+    for wanted in others:
+        if wanted.tensor in ranges.unusable:
+            raise QuantizationError(
+                f"The scale of tensor {wanted.tensor!r}, which the layer of {wanted.site[0]!r} reads as INT8, is "
+                f"{ranges.unusable[wanted.tensor]} in the ranges; it must be finite and greater than 0.",
+                hint="Such a scale comes from a dead layer or a broken calibration. Calibrate again; or take its line "
+                "out of the file, and the layer stays in float.",
+            )
 
 
 def ranges_of(model: onnx.ModelProto) -> DynamicRanges:

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from pydantic_core import from_json
 
 from trtdeploy.errors import DtypeError, ModelError, UsageError
-from trtdeploy.files import sha256_bytes
+from trtdeploy.files import keep_inputs, sha256_bytes
 from trtdeploy.onnxgraph.qdq import let_constants_stand_alone
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import DYNAMIC, TensorSpec, dtype_from_onnx
@@ -92,6 +92,23 @@ def load_source(path: str | Path) -> SourceModel:
         )
     except (DtypeError, UsageError) as error:
         raise ModelError(f"{source}: {error}") from error
+
+
+def keep_model(output: str | Path, model: str | Path, what: str = "output") -> None:
+    """Refuse an output that would replace a model, or one of the other files that its weights lie in.
+
+    Raises:
+        UsageError: It would.
+    """
+    keep_inputs(output, model, what=what)
+    if not Path(output).exists():
+        return
+    try:
+        proto = onnx.load(str(model), load_external_data=False)
+    except (OSError, DecodeError, ValueError):
+        return  # reading it says why
+    named = {entry.value for each in proto.graph.initializer for entry in each.external_data if entry.key == "location"}
+    keep_inputs(output, *(Path(model).parent / name for name in sorted(named)), what=what)
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -30,7 +30,7 @@ from trtdeploy.onnxgraph.ranges_to_qdq import (
     require_float_model,
     weight_scale,
 )
-from trtdeploy.onnxgraph.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, load_source
+from trtdeploy.onnxgraph.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, keep_model, load_source
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.ptq.answers import answers_of, compare
@@ -144,7 +144,8 @@ def quantize(
         UsageError: A pattern matches nothing, options contradict each other, or nothing tells the methods apart.
     """
     options = options or PtqOptions()
-    keep_inputs(output, model)
+    keep_model(output, model)
+    keep_inputs(output, data)
     source = load_source(model)
     if source.preprocessing is not None and preprocessing is not None:
         raise UsageError(f"{model} says itself how images become its input; leave --preprocessing out.")

@@ -4,7 +4,7 @@ The file holds nothing but the runtime's bytes, so that ``trtexec --timingCacheF
 where a cache comes from, and takes garbage silently as empty: the sidecar ``<file>.json`` has fingerprint and digest.
 
 Bytes that the sidecar does not vouch for come from another program, or were damaged. They are taken if the runtime
-takes them.
+takes them. If it does not, what has a sidecar is set aside; what has none may be anything, and is refused untouched.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from trtdeploy.timing_cache.measured import parse_measured
 from trtdeploy.timing_cache.sidecar import (
     Fingerprint,
     Sidecar,
+    is_sidecar,
     parse_sidecar,
     read_pair,
     read_sidecar_bytes,
@@ -57,13 +58,13 @@ class BlobCache:
         )
 
     def load(self, validate: Validate) -> bytes:
-        """Return the blob, or nothing where there is none. What cannot be used is set aside with a warning.
+        """Return the blob, or nothing where there is none. A cache of trtdeploy's that cannot be used is set aside.
 
         Raises:
-            TimingCacheError: The file cannot be locked or read; or it cannot be used and the mode forbids to set it
-                aside; or the mode is "verify" and there is none.
+            TimingCacheError: The file cannot be locked or read; or it is no timing cache, or one that cannot be used
+                and the mode forbids to set it aside; or the mode is "verify" and there is none.
         """
-        with self._store.access():
+        with self._store.access(lambda: self._refuse_foreign(validate)):
             blob, _ = self._current(validate)
         if not blob and self.mode == "verify":
             raise TimingCacheError(
@@ -85,9 +86,9 @@ class BlobCache:
         """Set the file aside because the runtime does not want it on this device after all.
 
         Raises:
-            TimingCacheError: The file cannot be locked, or the mode forbids to set it aside.
+            TimingCacheError: The file cannot be locked, has no sidecar, or the mode forbids to set it aside.
         """
-        with self._store.access():
+        with self._store.access(lambda: None):
             if self.path.exists():
                 self._set_aside("foreign", reason)
 
@@ -97,11 +98,12 @@ class BlobCache:
         When it returns, the result is on disk and survives a power cut. On an error, files are as they were.
 
         Raises:
-            TimingCacheError: The file cannot be locked or written, or the runtime does not take the result.
+            TimingCacheError: The file cannot be locked or written, is no timing cache, or the runtime does not take
+                the result.
         """
         if not self._store.writable:
             return blob
-        with self._store.access():
+        with self._store.access(lambda: self._refuse_foreign(validate)):
             current, sidecar = self._current(validate)
             if not blob:
                 return current  # no runtime makes a cache of no bytes, and a file of none would be taken for damage
@@ -116,13 +118,26 @@ class BlobCache:
                 self._write(merged, validate(merged), previous=current)
         return merged
 
+    def _refuse_foreign(self, validate: Validate) -> None:
+        """Refuse a file, or one at the sidecar's place, that neither trtdeploy has written nor the runtime takes."""
+        beside = read_sidecar_bytes(self.path)
+        if beside is not None and not is_sidecar(beside):
+            raise self._store.refusal(f"its sidecar would replace {self._sidecar_path}, which is something else")
+        blob, _ = read_pair(self.path)
+        if blob and beside is None and parse_measured(blob) is None:
+            try:
+                validate(blob)
+            except TimingCacheError as error:
+                raise self._store.refusal(error.message.rstrip(".")) from error
+
     def _current(self, validate: Validate) -> tuple[bytes, Sidecar | None]:
         """Return what is on disk with the sidecar that vouches for it, or nothing, having set it aside."""
         blob, sidecar = read_pair(self.path)
         if blob is None:
             return b"", None
         if not blob:
-            self._set_aside("corrupt", "it is empty")
+            if sidecar is not None or not self._store.writable:
+                self._set_aside("corrupt", "it is empty")
             return b"", None
         if sidecar is not None and not sidecar.vouches_for(blob):
             sidecar = None
@@ -130,7 +145,7 @@ class BlobCache:
             self._set_aside("foreign", f"it belongs to another machine or version: {differences}")
             return b"", None
         if sidecar is None and parse_measured(blob) is not None:
-            self._set_aside("foreign", "it holds tactics that were measured with ONNX Runtime")
+            self._store.set_aside("foreign", "it holds tactics that were measured with ONNX Runtime")
             return b"", None
         try:
             validate(blob)
@@ -142,8 +157,9 @@ class BlobCache:
         return blob, sidecar
 
     def _set_aside(self, kind: AsideKind, reason: str) -> None:
-        has_sidecar = parse_sidecar(read_sidecar_bytes(self.path)) is not None
-        self._store.set_aside(kind, reason, sidecar=self._sidecar_path if has_sidecar else None)
+        if self._store.writable and not is_sidecar(read_sidecar_bytes(self.path)):
+            raise self._store.refusal(reason)
+        self._store.set_aside(kind, reason, sidecar=self._sidecar_path)
 
     def _write(self, blob: bytes, entries: int, *, previous: bytes) -> None:
         sidecar = Sidecar(

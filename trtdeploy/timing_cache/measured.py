@@ -28,6 +28,10 @@ class MeasuredTimings(BaseModel):
     milliseconds: dict[str, Annotated[float, Field(gt=0)]]
 
 
+_BEGINNING = MeasuredTimings(milliseconds={}).model_dump_json(indent=1).partition("{}")[0].encode() + b"{"
+"""Of every file that this module writes: what begins so and cannot be read is a damaged one."""
+
+
 def parse_measured(content: bytes) -> dict[str, float] | None:
     """Return the timings of a file; None if it holds none."""
     try:
@@ -52,12 +56,13 @@ class TimingCache:
         self._store = CacheStore(self.path, mode=mode, timeout_s=timeout_s)
 
     def read(self) -> dict[str, float]:
-        """Return all timings. A file that is no timing cache is set aside with a warning, and counts as empty.
+        """Return all timings. A damaged cache is set aside with a warning, and counts as empty.
 
         Raises:
-            TimingCacheError: The file cannot be read or locked, or the mode forbids to set it aside.
+            TimingCacheError: The file cannot be read or locked, is something else than a timing cache of trtdeploy, or
+                the mode forbids to set it aside.
         """
-        with self._store.access():
+        with self._store.access(self._refuse_foreign):
             return self._read()
 
     def merge(self, milliseconds: Mapping[str, float]) -> None:
@@ -73,17 +78,28 @@ class TimingCache:
             raise TimingCacheError(f"Timings must be finite and positive; {broken[0]!r} is {milliseconds[broken[0]]}.")
         if not self._store.writable:
             return
-        with self._store.access():
+        with self._store.access(self._refuse_foreign):
             merged = {**self._read(), **milliseconds}
             content = MeasuredTimings(milliseconds=dict(sorted(merged.items())))
             atomic_write(self.path, content.model_dump_json(indent=1))
 
-    def _read(self) -> dict[str, float]:
+    def _refuse_foreign(self) -> bytes | None:
+        """Return the content; refuse what is neither empty, nor timings, nor a cache of trtdeploy that is damaged."""
         content = self._store.read()
+        if content and parse_measured(content) is None and not content.startswith(_BEGINNING):
+            blob, sidecar = read_pair(self.path)
+            if blob is None or sidecar is None or not sidecar.vouches_for(blob):
+                raise self._store.refusal("it is not a timing cache of ONNX Runtime")
+        return content
+
+    def _read(self) -> dict[str, float]:
+        content = self._refuse_foreign()
         if content is None:
             if self.mode == "read-only":
                 logger.warning("there is no timing cache at %s; mode 'read-only' makes none", self.path)
             return {}
+        if not content and self._store.writable:
+            return {}  # as mktemp leaves it: nothing is lost
         try:
             return MeasuredTimings.model_validate_json(content).milliseconds
         except ValidationError as error:

@@ -12,6 +12,8 @@ from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import sha256_bytes
 
 _MAX_READS = 50
+_BEGINNING = b'{\n "format": 1,\n "fingerprint": {'
+"""Of every sidecar: what begins so and cannot be read is a damaged one."""
 
 
 class Fingerprint(BaseModel):
@@ -95,6 +97,11 @@ def parse_sidecar(content: bytes | None) -> Sidecar | None:
         return Sidecar.model_validate_json(content)
     except ValidationError:
         return None
+
+
+def is_sidecar(content: bytes | None) -> bool:
+    """Say whether a file is a sidecar, damaged ones included."""
+    return content is not None and (content.startswith(_BEGINNING) or parse_sidecar(content) is not None)
 
 
 def read_sidecar_bytes(path: Path) -> bytes | None:

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -65,8 +65,10 @@ class CacheStore:
         return self.mode == "update"
 
     @contextmanager
-    def access(self) -> Iterator[None]:
+    def access(self, refuse_foreign: Callable[[], object]) -> Iterator[None]:
         """Hold the lock; leftovers of writers that were killed are removed first.
+
+        ``refuse_foreign`` raises for a file that is no cache: it is called before anything is written beside the file.
 
         Modes that change nothing hold none: a folder that nobody may write to, as in a container image, has no place
         for a lock file. They see whole files even so, because every file is replaced as a whole.
@@ -78,6 +80,7 @@ class CacheStore:
             with ExitStack() as stack:
                 if self.path.exists() and not self.path.is_file():
                     raise TimingCacheError(f"The timing cache {self.path} cannot be used: it is no regular file.")
+                refuse_foreign()
                 if self.writable:
                     stack.enter_context(locked(self.path, timeout_s=self._timeout_s, error=TimingCacheError))
                     if self._shared_with_trtexec:
@@ -99,7 +102,9 @@ class CacheStore:
             return None
 
     def set_aside(self, kind: AsideKind, reason: str, *, sidecar: Path | None = None) -> None:
-        """Rename a file that is no cache, or somebody else's, so that the build can go on; hold the lock.
+        """Rename a damaged cache, or one of another machine, so that the build can go on; hold the lock.
+
+        Only for files that are known to be written by this package; ``refusal`` is for everything else.
 
         Args:
             kind: What the new name says.
@@ -122,12 +127,19 @@ class CacheStore:
             "the timing cache %s cannot be used: %s; set aside as %s, starting anew", self.path, reason, aside.name
         )
 
+    def refusal(self, reason: str) -> TimingCacheError:
+        """Return the error for a file that may be anything: it stays where it is."""
+        return TimingCacheError(
+            f"The timing cache {self.path} cannot be used: {reason}.",
+            hint="trtdeploy leaves it as it is; use another file, which need not exist yet, or a folder.",
+        )
+
     def clear_sidecar_place(self) -> None:
-        """Rename a file that only has the name of the sidecar, rather than overwrite it; hold the lock."""
+        """Rename a damaged sidecar rather than overwrite it; hold the lock."""
         if self._sidecar is not None and self._sidecar.exists():
             aside = _free_name(self._sidecar, "corrupt")
             self._sidecar.rename(aside)
-            logger.warning("%s is no sidecar of a timing cache; set aside as %s", self._sidecar, aside.name)
+            logger.warning("the sidecar %s is damaged; set aside as %s", self._sidecar, aside.name)
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files of writers that died: whoever holds the lock is the only writer."""

@@ -43,6 +43,7 @@ class OnnxRuntime(Runtime):
         cache = None
         if config.timing_cache is not None:
             cache = TimingCache(config.timing_cache, mode=config.timing_cache_mode)
+            cache.read()  # what is no cache is refused before anything is measured
         return build_plan(source, config, cache=cache, progress=progress)
 
     def describe(self, content: bytes, options: LoadOptions) -> Manifest:

@@ -15,7 +15,7 @@ from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, InputNameError, UsageError
 from trtdeploy.files import atomic_write, keep_inputs
 from trtdeploy.plan import Manifest, manifest_path
-from trtdeploy.tensors import Array, TensorSpec, random_inputs
+from trtdeploy.tensors import Array, TensorSpec, random_inputs, split_assignment
 
 _TOP = 3
 
@@ -39,7 +39,7 @@ def run_once(
         PlanError: The plan cannot be loaded.
     """
     if output is not None:
-        keep_inputs(output, plan, manifest_path(plan), *(text.partition("=")[2] for text in inputs))
+        keep_inputs(output, plan, manifest_path(plan), *_possible_files(inputs))
     with Engine.load(plan, threads=threads) as engine:
         specs = {spec.name: spec for spec in engine.inputs}
         arrays: dict[str, Array] = {}
@@ -52,6 +52,11 @@ def run_once(
         if output is not None:
             atomic_write(output, _npz(outputs))
         return outputs, engine.manifest
+
+
+def _possible_files(inputs: Sequence[str]) -> list[str]:
+    """Return all that may be a file in ``NAME=FILE``, as long as the names are not known."""
+    return [text[place + 1 :] for text in inputs for place, sign in enumerate(text) if sign == "="]
 
 
 def summarize(outputs: Mapping[str, Array], manifest: Manifest) -> dict[str, Any]:
@@ -90,8 +95,8 @@ def _likeliest(scores: Array, labels: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _read_input(text: str, specs: Mapping[str, TensorSpec], manifest: Manifest) -> tuple[str, Array]:
-    name, separator, source = text.partition("=")
-    if not separator or not source:
+    name, source = split_assignment(text, specs)
+    if not source:
         raise UsageError(
             f"--input {text!r} is not NAME=FILE.npy, NAME=random or NAME=IMAGE.",
             hint=f"The inputs of this plan: {', '.join(map(str, specs.values()))}.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from typing import Annotated, Any, ClassVar
 
@@ -151,6 +151,17 @@ def parse_shape_option(text: str) -> tuple[str, ShapeRange]:
     except ValidationError as error:
         reasons = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in error.errors())
         raise UsageError(f"--shape {text!r}: {reasons}.") from error
+
+
+def split_assignment(text: str, names: Collection[str]) -> tuple[str, str]:
+    """Return both sides of ``NAME=VALUE``; either may hold more signs of equality.
+
+    The longest of ``names`` that the text begins with is the left side; where it begins with none, what is before the
+    last sign. Empty strings where there is none.
+    """
+    splits = [(text[:place], text[place + 1 :]) for place, sign in enumerate(text) if sign == "="]
+    known = [split for split in splits if split[0] in names]
+    return (known or splits or [("", "")])[-1]
 
 
 def _parse_dims(text: str) -> tuple[int, ...] | None:

@@ -48,6 +48,17 @@ def test_random_is_reproducible_and_of_the_shape_that_the_plan_serves_best(qdq_p
     np.testing.assert_array_equal(first, expected["logits"])
 
 
+def test_an_input_whose_name_has_a_sign_of_equality(tmp_path: Path) -> None:
+    g = GraphMaker()
+    g.node("Add", "a=b", "a", output="y")
+    build(save(g.model({"a=b": [2], "a": [2]}, {"y": [2]}), tmp_path / "m.onnx"), tmp_path / "m.plan", QUICK)
+    np.save(tmp_path / "x.npy", np.array([1, 2], np.float32))
+    outputs, _ = run_once(tmp_path / "m.plan", [f"a=b={tmp_path / 'x.npy'}", f"a={tmp_path / 'x.npy'}"])
+    np.testing.assert_array_equal(outputs["y"], [2, 4])
+    with pytest.raises(UsageError, match="replace"):
+        run_once(tmp_path / "m.plan", [f"a=b={tmp_path / 'x.npy'}"], output=tmp_path / "x.npy")
+
+
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".jpg", ".webp"])
 def test_an_image_goes_through_the_plans_preprocessing(qdq_plan: Plan, png: Path, suffix: str) -> None:
     path = png.with_name(f"copy{suffix}")

@@ -10,6 +10,7 @@ import typer
 
 from trtdeploy.cli.console import door, print_json
 from trtdeploy.cli.plans import AsJson
+from trtdeploy.counting import counted
 
 if TYPE_CHECKING:
     from trtdeploy.lint_file import Repaired
@@ -54,7 +55,7 @@ def _print_findings(findings: list[Finding], path: Path) -> None:
     for finding in findings:
         typer.echo(f"{finding.id} {finding.severity} {finding.node}: {finding.reason} [{finding.rule}]")
         typer.echo(f"     {finding.remedy}")
-    typer.echo(f"{path}: {len(findings)} findings" if findings else f"{path}: no findings")
+    typer.echo(f"{path}: {counted(len(findings), 'finding') if findings else 'no findings'}")
 
 
 def _print_repairs(repaired: Repaired) -> None:
@@ -62,7 +63,8 @@ def _print_repairs(repaired: Repaired) -> None:
 
     for repair in repaired.repairs:
         typer.echo(f"{RULES[repair.rule].id} repaired {repair.node}: {repair.what} [{repair.rule}]")
-    typer.echo(f"{len(repaired.repairs)} repairs; {len(repaired.before)} findings before, {len(repaired.left)} left")
+    done, found = counted(len(repaired.repairs), "repair"), counted(len(repaired.before), "finding")
+    typer.echo(f"{done}; {found} before, {len(repaired.left)} left")
     if isinstance(repaired.difference, str):
         typer.echo(f"answers not compared: {repaired.difference}")
         return

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trtdeploy.cli.console import Bars, door, print_json
 from trtdeploy.cli.plans import AsJson
+from trtdeploy.counting import counted
+
+if TYPE_CHECKING:
+    from trtdeploy.ptq.closeness import WorstChannel
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +53,14 @@ def quantize(
         typer.Option("--skip", metavar="PATTERN", help="Nodes that stay in float, as /features/0*; may be repeated."),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples in memory at once.")] = 8,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fixed",
+            metavar="NAME=FILE|VALUE",
+            help="An input that is the same for all samples: a .npy file or a number; may be repeated.",
+        ),
+    ] = None,
     preprocessing: Annotated[
         Path | None,
         typer.Option("--preprocessing", dir_okay=False, help="JSON of resize, crop, mean, std, ... for images."),
@@ -70,6 +82,7 @@ def quantize(
             "target": target,
             "skip": tuple(skip or ()),
             "batch_size": batch,
+            "fixed": tuple(fixed or ()),
         }
         done = run(
             model,
@@ -90,8 +103,9 @@ def quantize(
             judges = ", ".join(facts["judged_by"])
             typer.echo(f"median SQNR of {judges} on held-out samples: {scored}")
         typer.echo(
-            f"{output}: {done.quantized_layers} of {done.layers} layers and {done.activations} activations in INT8; "
-            f"{name} over {facts['images']} samples; SQNR of the outputs {_db(done.output_sqnr_db)}"
+            f"{output}: {done.quantized_layers} of {counted(done.layers, 'layer')} and "
+            f"{counted(done.activations, 'activation')} in INT8; {name} over {counted(facts['images'], 'sample')}; "
+            f"SQNR of the outputs {_db(done.output_sqnr_db)}{_worst(done.worst_channel)}"
         )
         if done.dev is not None:
             dev = done.dev
@@ -99,6 +113,10 @@ def quantize(
                 f"dev top-1 on {dev.n} images: float {dev.float_top1.format()}%, INT8 {dev.int8_top1.format()}%, "
                 f"same answer {dev.agreement:.2f}%"
             )
+
+
+def _worst(channel: WorstChannel | None) -> str:
+    return "" if channel is None else f", of the worst channel ({channel}) {_db(channel.sqnr_db)}"
 
 
 def _db(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,27 +82,6 @@ def per_sample_sqnr_db(expected: Sequence[Array], answered: Sequence[Array]) -> 
         sqnr_db(one, other) if np.isfinite(one).all() and np.isfinite(other).all() else -math.inf
         for one, other in zip(left, right, strict=True)
     ]
-
-
-def compare(
-    answers: Answers, float_model: onnx.ModelProto, quantized: onnx.ModelProto, batch: Mapping[str, Array]
-) -> float | None:
-    """Run the quantized model, and return the SQNR of its answers to a batch in dB.
-
-    Returns:
-        None where it is infinite, or where there are no answers to compare, or not as many.
-
-    Raises:
-        ModelError: ONNX Runtime does not accept the quantized model.
-    """
-    runner(quantized, [value.name for value in quantized.graph.output])(batch)
-    if not answers.types:
-        return None
-    expected, answered = answers.runner(float_model)(batch), answers.runner(quantized)(batch)
-    if not _of_equal_shapes(expected, answered):
-        return None
-    found = sqnr_db(*(np.concatenate([each.ravel() for each in given]) for given in (expected, answered)))
-    return found if math.isfinite(found) else None
 
 
 def _of_equal_shapes(expected: Sequence[Array], answered: Sequence[Array]) -> bool:

@@ -12,6 +12,7 @@ import onnx
 from trtdeploy.calibration import Method
 from trtdeploy.errors import UsageError
 from trtdeploy.ptq.answers import Answers, per_sample_sqnr_db
+from trtdeploy.ptq.closeness import require_numbers
 from trtdeploy.tensors import Array
 
 
@@ -87,6 +88,7 @@ def score_candidates(
 
     Raises:
         UsageError: There is nothing to compare.
+        QuantizationError: The float model answers NaN.
     """
     if not answers.types:
         raise UsageError(
@@ -95,6 +97,8 @@ def score_candidates(
         )
     run = answers.runner(float_model)
     expected = [run(batch) for batch in held_out]
+    for found_answers in expected:
+        require_numbers(answers, found_answers)
     scores: dict[Candidate, Score] = {}
     for index, candidate in enumerate(CANDIDATES, 1):
         run = answers.runner(quantized(candidate))

@@ -14,34 +14,42 @@ from trtdeploy.runtimes.onnxruntime.direct import Run, direct_runner
 from trtdeploy.tensors import Array
 
 
-def observe(
-    model: onnx.ModelProto, keys: Mapping[str, str], inputs: Iterable[Mapping[str, Array]]
-) -> dict[str, AbsHistogram]:
-    """Return the histograms of |x| of some tensors.
+class Observer:
+    """Histograms of |x| of some tensors of a float model, over all the inputs that it is given.
 
     Args:
-        model: A float model.
+        model: The model.
         keys: For each tensor the name of its histogram; tensors that share a scale share one.
-        inputs: Batches of the model's inputs.
+
+    Attributes:
+        histograms: By name.
 
     Raises:
-        QuantizationError: A value is not finite; the message names the tensor.
         ModelError: ONNX Runtime does not accept the model.
-        InferenceError: It cannot run it on the samples.
     """
-    given = {value.name for value in model.graph.input}
-    made = [tensor for tensor in keys if tensor not in given]
-    run = runner(with_outputs(model, dict.fromkeys(made, TensorProto.FLOAT)), made)
-    histograms = {key: AbsHistogram() for key in keys.values()}
-    for batch in inputs:
-        values = {name: array for name, array in batch.items() if name in keys}
-        values.update(zip(made, run(batch) if made else (), strict=True))
-        for tensor, array in values.items():
-            try:
-                histograms[keys[tensor]].add(np.asarray(array, dtype=np.float32))
-            except QuantizationError as error:
-                raise QuantizationError(f"Tensor {tensor!r}: {error.message}", hint=error.hint) from error
-    return histograms
+
+    def __init__(self, model: onnx.ModelProto, keys: Mapping[str, str]) -> None:
+        given = {value.name for value in model.graph.input}
+        self._keys = keys
+        self._made = [tensor for tensor in keys if tensor not in given]
+        self._run = runner(with_outputs(model, dict.fromkeys(self._made, TensorProto.FLOAT)), self._made)
+        self.histograms = {key: AbsHistogram() for key in keys.values()}
+
+    def look(self, inputs: Iterable[Mapping[str, Array]]) -> None:
+        """Run the model on batches of inputs and count what it computes.
+
+        Raises:
+            QuantizationError: A value is not finite; the message names the tensor.
+            InferenceError: ONNX Runtime cannot run the model on the samples.
+        """
+        for batch in inputs:
+            values = {name: array for name, array in batch.items() if name in self._keys}
+            values.update(zip(self._made, self._run(batch) if self._made else (), strict=True))
+            for tensor, array in values.items():
+                try:
+                    self.histograms[self._keys[tensor]].add(np.asarray(array, dtype=np.float32))
+                except QuantizationError as error:
+                    raise QuantizationError(f"Tensor {tensor!r}: {error.message}", hint=error.hint) from error
 
 
 def with_outputs(model: onnx.ModelProto, tensors: Mapping[str, int]) -> onnx.ModelProto:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import version_converter
-from pydantic import BaseModel, ConfigDict, Field
 
-from trtdeploy.calibration import AbsHistogram, Method, amax_of
+from trtdeploy.calibration import AbsHistogram, amax_of
 from trtdeploy.errors import DataError, ModelError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, evaluate, map_labels
 from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
+from trtdeploy.fixed_inputs import parse_fixed
 from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
-from trtdeploy.onnxgraph.placement import Target, Wanted, float32_sites, wanted_sites
+from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites
 from trtdeploy.onnxgraph.qdq import Graph, count_quantized, node_name, opset_version
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in
 from trtdeploy.onnxgraph.quantization_check import require_quantization
@@ -33,42 +33,15 @@ from trtdeploy.onnxgraph.ranges_to_qdq import (
 from trtdeploy.onnxgraph.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, keep_model, load_source
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.preprocessing import Preprocessing
-from trtdeploy.ptq.answers import answers_of, compare
+from trtdeploy.ptq.answers import answers_of
 from trtdeploy.ptq.choice import Candidate, Score, best_of, score_candidates
-from trtdeploy.ptq.observe import observe, runner, serialized
-from trtdeploy.ptq.samples import Opened, Samples, batches, draw, ids_digest, open_samples
+from trtdeploy.ptq.closeness import WorstChannel, measure
+from trtdeploy.ptq.observe import Observer, runner, serialized
+from trtdeploy.ptq.options import PtqOptions
+from trtdeploy.ptq.parting import Parts
+from trtdeploy.samples import Opened, draw, ids_digest, open_samples
 from trtdeploy.statistics import Interval
 from trtdeploy.tensors import Array
-
-_HELD_OUT = 128
-
-
-class PtqOptions(BaseModel):
-    """How a model is quantized.
-
-    Attributes:
-        method: How the ranges of activations are found; see ``trtdeploy.calibration``. ``auto`` tries all of them and
-            takes the one whose answers to held-out samples are closest to the float model's; see ``choice``. Weights
-            use the largest |w| per output channel.
-        percentile: Percent of all |x| inside the range, for the method of that name.
-        images: How many samples, drawn with ``seed``; all if None.
-        seed: Decides which.
-        split_seed: Of the splits of a dataset that has no folder for calibration.
-        target: Whose placement rules hold.
-        skip: Patterns (``fnmatch``) of the names of nodes that stay in float.
-        batch_size: Samples per run. All observed tensors of a batch are in memory at once.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    method: Method | Literal["auto"] = "auto"
-    percentile: float = Field(default=99.99, gt=0, le=100)
-    images: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
-    split_seed: int = Field(default=0, ge=0)
-    target: Target = "tensorrt"
-    skip: tuple[str, ...] = ()
-    batch_size: int = Field(default=8, ge=1)
 
 
 @dataclass(frozen=True)
@@ -92,8 +65,9 @@ class Quantized:
         quantized_layers: Those of them that Q/DQ quantizes.
         activations: Quantized activation tensors.
         calibration: What the file's metadata says about calibration.
-        output_sqnr_db: Signal to quantization noise of the answers (see ``answers``) to the first batch; None where it
-            is infinite or not defined.
+        output_sqnr_db: Signal to quantization noise of the answers (see ``answers``) to all samples; None where it is
+            infinite or not defined.
+        worst_channel: The channel of an answer that differs most; see ``closeness``.
         dev: Scores, where the data has labels that the model knows.
     """
 
@@ -104,6 +78,7 @@ class Quantized:
     activations: int
     calibration: dict[str, Any]
     output_sqnr_db: float | None
+    worst_channel: WorstChannel | None
     dev: DevScore | None
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +89,8 @@ class Quantized:
             "int8_top1": self.dev.int8_top1.model_dump(),
             "agreement": self.dev.agreement,
         }
-        return {**self.__dict__, "path": str(self.path), "dev": dev}
+        worst = self.worst_channel and asdict(self.worst_channel)
+        return {**self.__dict__, "path": str(self.path), "worst_channel": worst, "dev": dev}
 
 
 def quantize(
@@ -154,44 +130,50 @@ def quantize(
     wanted = float32_sites(float_model, wanted_sites(float_model, target=options.target))
     sites = _quantizable(float_model, _not_skipped(float_model, wanted, options.skip))
     answers = answers_of(float_model)
-    with open_samples(data, source.inputs, preprocessing, split_seed=options.split_seed) as opened:
+    fixed = parse_fixed(options.fixed, source.inputs)
+    with open_samples(data, source.inputs, preprocessing, split_seed=options.split_seed, fixed=fixed) as opened:
         chosen = draw(opened.samples, options.images, options.seed)
-        size = _batch_size(source, options.batch_size, len(chosen))
+        parts = Parts(source, opened.samples, chosen, options.batch_size, fixed=fixed)
 
         def shown(label: str) -> Progress:
             return lambda done, total: progress(label, done, total) if progress else None
 
         keys = {wanted.tensor: _key(wanted) for wanted in sites if wanted.reason != "weight"}
-        observed, held_out = _parted(chosen, size) if options.method == "auto" else (chosen, [])
-        counted = _Counted(opened.samples, observed, size, shown("calibrating"))
-        histograms = observe(float_model, keys, counted)
-        if not counted.has_values:
-            raise DataError(f"All {len(observed)} samples are zeros, so no range can be found on them.")
+        observed, held_out = parts.held_out() if options.method == "auto" else (parts.batches, [])
+        read = parts.read(observed, shown("calibrating"))
+        observer = Observer(float_model, keys)
+        observer.look(read)
+        if not read.has_values:
+            raise DataError(f"All {sum(map(len, observed))} samples are zeros, so no range can be found on them.")
         scores: dict[Candidate, Score] = {}
-        if options.method == "auto":
+        if options.method != "auto":
+            best = Candidate(options.method, options.percentile if options.method == "percentile" else None)
+        else:
             scores = score_candidates(
                 float_model,
-                lambda candidate: put_in(float_model, _quantizers(float_model, sites, histograms, candidate)[0]),
-                list(batches(opened.samples, held_out, size)),
+                lambda candidate: put_in(
+                    float_model, _quantizers(float_model, sites, observer.histograms, candidate)[0]
+                ),
+                list(parts.read(held_out)),
                 shown("choosing a method"),
                 answers,
             )
             best = best_of(scores)
-        else:
-            best = Candidate(options.method, options.percentile if options.method == "percentile" else None)
-        quantizers, clamped = _quantizers(float_model, sites, histograms, best)
+            observer.look(parts.read(held_out, shown("calibrating")))
+        quantizers, clamped = _quantizers(float_model, sites, observer.histograms, best)
         quantized = put_in(float_model, quantizers)
         calibration = {
             "method": best.method,
             "percentile": best.percentile,
             "candidates": {candidate.name: score.recorded for candidate, score in scores.items()},
             "judged_by": list(answers.types) if scores else [],
-            "images": len(observed),
+            "images": len(chosen),
             "seed": options.seed,
-            "image_ids_sha256": ids_digest(opened.samples, observed),
+            "image_ids_sha256": ids_digest(opened.samples, chosen),
             "clamped_ranges": clamped,
             "target": options.target,
             "skip": list(options.skip),
+            "fixed": list(options.fixed),
             "float_sha256": source.sha256,
         }
         _set_metadata(quantized, calibration, preprocessing)
@@ -199,8 +181,7 @@ def quantize(
         if options.target == "onnxruntime":
             quantized = with_unsigned_activations(quantized)
         content = _checked(quantized)
-        first = opened.samples.batch(chosen[:size])
-        sqnr = compare(answers, float_model, quantized, first)
+        close = measure(answers, float_model, quantized, parts.read(parts.batches, shown("comparing")))
         dev = _score(source, float_model, quantized, opened, preprocessing, shown("scoring"))
     atomic_write(output, content)
     layers = count_quantized(quantized)
@@ -211,38 +192,10 @@ def quantize(
         quantized_layers=layers.quantized_layers,
         activations=len(keys),
         calibration=calibration,
-        output_sqnr_db=sqnr,
+        output_sqnr_db=close.sqnr_db,
+        worst_channel=close.worst,
         dev=dev,
     )
-
-
-class _Counted:
-    """Batches that report how many of their samples are done, and know whether any had other floats than 0."""
-
-    def __init__(self, samples: Samples, chosen: list[int], size: int, progress: Progress) -> None:
-        self._given = samples, chosen, size
-        self._progress = progress
-        self.has_values = False
-
-    def __iter__(self) -> Any:
-        samples, chosen, size = self._given
-        for index, batch in enumerate(batches(samples, chosen, size), 1):
-            floats = [array for array in batch.values() if np.issubdtype(array.dtype, np.floating)]
-            self.has_values |= not floats or any(array.any() for array in floats)
-            yield batch
-            self._progress(min(index * size, len(chosen)), len(chosen))
-
-
-def _parted(chosen: list[int], size: int) -> tuple[list[int], list[int]]:
-    """Hold out a quarter of the samples, at most ``_HELD_OUT``, evenly spread; whole batches of both."""
-    held = min(_HELD_OUT, len(chosen) // 4) // size * size
-    if not held or len(chosen) - held < 1:
-        raise UsageError(
-            f"--method auto holds out a quarter of the samples to choose with, and {len(chosen)} are too few for that.",
-            hint=f"Give at least {4 * size} samples, or a --method.",
-        )
-    picked = set(np.linspace(0, len(chosen) - 1, held).round().astype(int).tolist())
-    return [c for i, c in enumerate(chosen) if i not in picked], [c for i, c in enumerate(chosen) if i in picked]
 
 
 def _prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -295,9 +248,7 @@ def _quantizers(
 ) -> tuple[dict[Site, Quantizer], int]:
     """Return a quantizer for every site, and how many ranges were 0 and are tiny now."""
     graph = Graph(model.graph)
-    amax = {
-        key: amax_of(found, chosen.method, percentile=chosen.percentile or 100) for key, found in histograms.items()
-    }
+    amax = {key: _amax(key, found, chosen, sites) for key, found in histograms.items()}
     quantizers: dict[Site, Quantizer] = {}
     for wanted in sites:
         if wanted.reason == "weight":
@@ -312,19 +263,16 @@ def _quantizers(
     return quantizers, sum(bool(value < SMALLEST_AMAX) for value in amax.values())
 
 
-def _batch_size(source: SourceModel, wanted: int, samples: int) -> int:
-    fixed = {spec.shape[0] for spec in source.inputs if spec.shape and spec.shape[0] > 0}
-    if len(fixed) > 1:
-        raise UsageError(f"The inputs of {source.path} have different batch sizes: {sorted(fixed)}.")
-    if not fixed:
-        return wanted
-    size = fixed.pop()
-    if samples % size:
-        raise UsageError(
-            f"{source.path} takes batches of exactly {size}, and {samples} samples are not a multiple of that.",
-            hint=f"Give --images {max(size, samples // size * size)}.",
+def _amax(key: str, found: AbsHistogram, chosen: Candidate, sites: list[Wanted]) -> float:
+    if not found.n:
+        sharing = [wanted for wanted in sites if wanted.reason != "weight" and _key(wanted) == key]
+        tensors = ", ".join(repr(name) for name in dict.fromkeys(wanted.tensor for wanted in sharing))
+        raise QuantizationError(
+            f"No sample gave {tensors} a value, so no range can be found for it.",
+            hint="Give samples that reach it (with something to detect, for a second stage), or leave the layer that "
+            "reads it in float with --skip PATTERN.",
         )
-    return size
+    return amax_of(found, chosen.method, percentile=chosen.percentile or 100)
 
 
 def _checked(model: onnx.ModelProto) -> bytes:

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 from onnx_graphs import GraphMaker, as_exported
 
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
-from trtdeploy.runtimes.onnxruntime.cpu import multiplies_exactly
 from trtdeploy.runtimes.onnxruntime.integer_products import multiply_codes
+from trtdeploy.runtimes.onnxruntime.integer_sums import multiplies_exactly
 from trtdeploy.tensors import Array
 
 RNG = np.random.default_rng(0)

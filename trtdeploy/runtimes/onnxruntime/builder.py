@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
@@ -18,7 +19,7 @@ from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.onnxruntime.blocked_layout import uses_blocked_layout
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
-from trtdeploy.runtimes.onnxruntime.integer_products import INTEGER_PRODUCT
+from trtdeploy.runtimes.onnxruntime.integer_kernels import INTEGER_KERNELS, inexact_kernels, with_exact_sums
 from trtdeploy.runtimes.onnxruntime.measure import median_milliseconds, relative_error
 from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
@@ -31,10 +32,7 @@ logger = logging.getLogger(__name__)
 # side of a rounding boundary; that moves outputs by well below this share of their norm. A wrong graph moves them more.
 MAX_RELATIVE_ERROR = 0.05
 
-_INTEGER_KERNELS = frozenset(
-    {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"}
-    | {"DynamicQuantizeMatMul", "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool", "QLinearAveragePool"}
-)
+_EXACT_EVERYWHERE = frozenset({("uint8", "uint8"), ("int8", "int8")})
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def build_plan(
     logger.info("fastest of %d candidates: %s, %.2f ms", len(candidates), best.key, milliseconds[best.key])
     optimized = onnx.load_model_from_string(best.content)
     # the block size is one of this processor's, and so is that sums of products do not saturate
-    bound = uses_blocked_layout(optimized) or any(node.op_type == INTEGER_PRODUCT for node in optimized.graph.node)
+    bound = uses_blocked_layout(optimized) or bool(inexact_kernels(optimized, _EXACT_EVERYWHERE))
     return BuiltPlan(
         content=best.content,
         device=DeviceFacts(
@@ -106,7 +104,7 @@ def _compile(
     """Optimize the model in every way; keep what gives the model's own answers on ``inputs``."""
     tactics = tactics_for(quantized)
     try:
-        reference = make_session(source.proto.SerializeToString()).run(None, inputs)
+        reference = make_session(with_exact_sums(source.proto).SerializeToString()).run(None, inputs)
     except RUNTIME_ERRORS as error:
         raise ModelError(
             f"ONNX Runtime {onnxruntime.__version__} cannot run {source.path}: {first_line(error)}"
@@ -121,7 +119,12 @@ def _compile(
             if content is None:
                 rejected[tactic.name] = "changes nothing for this model"
                 continue
-            difference = relative_error(make_session(content).run(None, inputs), reference)
+            session = make_session(content)
+            inexact = inexact_kernels(onnx.load_model_from_string(content))
+            if inexact:
+                rejected[tactic.name] = f"this processor does not sum up exactly: {_counted(inexact)}"
+                continue
+            difference = relative_error(session.run(None, inputs), reference)
         except RUNTIME_ERRORS as failure:
             rejected[tactic.name] = first_line(failure)
             continue
@@ -175,16 +178,20 @@ def _timings(
 
 
 def _precision(count: QuantizationCount, optimized: onnx.ModelProto) -> PrecisionFacts:
-    kernels = Counter(node.op_type for node in optimized.graph.node if node.op_type in _INTEGER_KERNELS)
+    kernels = [node.op_type for node in optimized.graph.node if node.op_type in INTEGER_KERNELS]
     if not count.pairs:
         note = "The model has no Q/DQ: everything runs in float."
     elif kernels:
-        note = "Integer kernels: " + ", ".join(f"{number} {name}" for name, number in sorted(kernels.items())) + "."
+        note = f"Integer kernels: {_counted(kernels)}."
     else:
         note = "Values are rounded to INT8 codes; the arithmetic on this CPU is float, which was measured as faster."
     return PrecisionFacts(
         weighted_layers=count.weighted_layers,
         quantized_layers=count.quantized_layers,
-        integer_kernels=sum(kernels.values()),
+        integer_kernels=len(kernels),
         note=note,
     )
+
+
+def _counted(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(kinds).items()))

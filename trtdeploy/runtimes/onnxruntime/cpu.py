@@ -6,6 +6,8 @@ import os
 import platform
 from pathlib import Path
 
+from trtdeploy.runtimes.onnxruntime.cpuid import x86_brand, x86_features
+
 # The sets by which ONNX Runtime's CPU kernels choose code paths and the block size of the blocked layout.
 _RELEVANT = (
     "avx",
@@ -24,24 +26,19 @@ _RELEVANT = (
 
 def processor_name() -> str:
     """Return the model name of the processor."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    return x86_brand() or _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def instruction_sets() -> str:
-    """Return the architecture and the relevant instruction sets, as ``x86_64+avx2+avx512f``."""
-    cpuinfo = _cpuinfo()
-    flags = set((cpuinfo.get("flags") or cpuinfo.get("features") or "").split())
-    return "+".join([platform.machine(), *(name for name in _RELEVANT if name in flags)])
+    """Return the architecture and the relevant instruction sets, as ``x86_64+avx+avx2+avx512f``.
 
-
-def multiplies_exactly() -> bool:
-    """Return whether a product of UINT8 and INT8 is summed up without saturation.
-
-    On x86 without VNNI, ONNX Runtime adds pairs of products in 16 bits (VPMADDUBSW), and large ones saturate.
-    Source: "Quantize ONNX models", section "When and why do I need to try U8U8", https://onnxruntime.ai.
+    By the processor itself where it can be questioned, which is true under an emulator too; else by /proc/cpuinfo.
     """
-    here = instruction_sets()
-    return not here.startswith(("x86_64", "AMD64", "i386", "i686")) or "vnni" in here
+    known = x86_features()
+    if known is None:
+        cpuinfo = _cpuinfo()
+        known = frozenset((cpuinfo.get("flags") or cpuinfo.get("features") or "").split())
+    return "+".join([platform.machine(), *(name for name in _RELEVANT if name in known)])
 
 
 def usable_cores() -> int:

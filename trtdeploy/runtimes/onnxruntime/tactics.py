@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
@@ -14,7 +15,7 @@ from trtdeploy.runtimes.onnxruntime.blocked_layout import (
     quantize_in_blocked_layout,
     read_channels_last,
 )
-from trtdeploy.runtimes.onnxruntime.cpu import multiplies_exactly
+from trtdeploy.runtimes.onnxruntime.integer_kernels import with_exact_sums
 from trtdeploy.runtimes.onnxruntime.integer_products import multiply_codes
 from trtdeploy.runtimes.onnxruntime.session import OPTIMIZE_ALL, OPTIMIZE_PORTABLE, optimize_offline
 
@@ -52,19 +53,17 @@ def tactics_for(quantized: bool) -> list[Tactic]:
 
 def _blocked(model: onnx.ModelProto) -> bytes:
     """Everything ONNX Runtime knows; Q/DQ around an operator with an integer kernel fuses into it."""
-    return optimize_offline(model.SerializeToString(), optimization=OPTIMIZE_ALL, entries={})
+    return _serialized(_optimized(model, OPTIMIZE_ALL))
 
 
 def _plain(model: onnx.ModelProto) -> bytes:
-    return optimize_offline(model.SerializeToString(), optimization=OPTIMIZE_PORTABLE, entries={})
+    return _serialized(_optimized(model, OPTIMIZE_PORTABLE))
 
 
 def _float_weights(model: onnx.ModelProto) -> bytes | None:
     """Weights become the floats that their codes stand for; activations keep their Q/DQ."""
     folded, count = fold_weights(model)
-    if not count:
-        return None
-    return optimize_offline(folded.SerializeToString(), optimization=OPTIMIZE_ALL, entries=_KEEP_QDQ)
+    return _serialized(_optimized(folded, OPTIMIZE_ALL, entries=_KEEP_QDQ)) if count else None
 
 
 def _float_weights_blocked_qdq(model: onnx.ModelProto) -> bytes | None:
@@ -72,7 +71,7 @@ def _float_weights_blocked_qdq(model: onnx.ModelProto) -> bytes | None:
     if content is None:
         return None
     moved, count = quantize_in_blocked_layout(onnx.load_model_from_string(content), known_shapes(model))
-    return moved.SerializeToString() if count else None
+    return _serialized(moved) if count else None
 
 
 def _float_weights_integer_gates(model: onnx.ModelProto) -> bytes | None:
@@ -87,32 +86,42 @@ def _float_weights_integer_gates(model: onnx.ModelProto) -> bytes | None:
     optimized = _on_codes(with_unsigned_activations(folded))
     if not any(node.op_type.startswith("QLinear") for node in optimized.graph.node):
         return None
-    content: bytes = quantize_in_blocked_layout(optimized, known_shapes(model))[0].SerializeToString()
-    return content
+    return _serialized(quantize_in_blocked_layout(optimized, known_shapes(model))[0])
 
 
 def _integer_products(model: onnx.ModelProto) -> bytes | None:
     """1x1 convolutions and linear layers multiply codes; other layers are as in ``_float_weights_integer_gates``."""
-    if not multiplies_exactly():
-        return None
     changed, count = multiply_codes(with_unsigned_activations(model))
     if not count:
         return None
     shapes = known_shapes(model)
     optimized = read_channels_last(_on_codes(fold_weights(changed)[0]), shapes)
-    content: bytes = quantize_in_blocked_layout(optimized, shapes)[0].SerializeToString()
-    return content
-
-
-def _on_codes(model: onnx.ModelProto) -> onnx.ModelProto:
-    content = optimize_offline(
-        model.SerializeToString(), optimization=OPTIMIZE_ALL, entries={}, without=_KEEP_FLOAT_WEIGHTS
-    )
-    return onnx.load_model_from_string(content)
+    return _serialized(quantize_in_blocked_layout(optimized, shapes)[0])
 
 
 def _float_weights_plain_layout(model: onnx.ModelProto) -> bytes | None:
     folded, count = fold_weights(model)
-    if not count:
-        return None
-    return optimize_offline(folded.SerializeToString(), optimization=OPTIMIZE_PORTABLE, entries=_KEEP_QDQ)
+    return _serialized(_optimized(folded, OPTIMIZE_PORTABLE, entries=_KEEP_QDQ)) if count else None
+
+
+def _on_codes(model: onnx.ModelProto) -> onnx.ModelProto:
+    return _optimized(model, OPTIMIZE_ALL, without=_KEEP_FLOAT_WEIGHTS)
+
+
+def _optimized(
+    model: onnx.ModelProto,
+    optimization: Any,
+    *,
+    entries: Mapping[str, str] | None = None,
+    without: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """What ONNX Runtime makes of the model; products of codes are rewritten where this processor would saturate."""
+    content = optimize_offline(
+        model.SerializeToString(), optimization=optimization, entries=entries or {}, without=without
+    )
+    return with_exact_sums(onnx.load_model_from_string(content))
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    content: bytes = model.SerializeToString()
+    return content

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from snippets import ROOT, run_page, snippets
+from snippets import ROOT, Reader, snippets, steps
 
 DOCS = ROOT / "docs"
 FIRST = ("own-network.md", "onnx-only.md")
 """Pages whose files the others take."""
-WITH_SNIPPETS = sorted(page.name for page in DOCS.glob("*.md") if page.name not in FIRST and snippets(page))
+PAGES = [DOCS / name for name in FIRST]
+PAGES += sorted(page for page in DOCS.glob("*.md") if page.name not in FIRST and snippets(page))
+STEPS = [(page, number) for page in PAGES for number in range(len(steps(page)))]
 LINKING = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader has worked through the first pages."""
-    folder = tmp_path_factory.mktemp("docs")
-    for name in FIRST:
-        run_page(DOCS / name, folder)
-    return folder
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    reader = Reader(tmp_path_factory.mktemp("docs"))
+    yield reader
+    reader.close()
 
 
-@pytest.mark.parametrize("name", WITH_SNIPPETS)
-def test_every_snippet_runs(name: str, folder: Path) -> None:
-    run_page(DOCS / name, folder)
+@pytest.mark.parametrize(("page", "number"), STEPS, ids=[f"{page.name}-{number}" for page, number in STEPS])
+def test_every_step_runs(page: Path, number: int, reader: Reader) -> None:
+    for earlier in PAGES[: len(FIRST)]:
+        if earlier == page:
+            break
+        reader.read(earlier)
+    reader.read(page, number)
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from snippets import ROOT, run_page, snippets
+from snippets import ROOT, Reader, snippets, steps
+
+PAGE = ROOT / "README.md"
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    reader = Reader(tmp_path_factory.mktemp("readme"))
+    yield reader
+    reader.close()
+
+
+def test_the_readme_has_its_snippets() -> None:
+    assert [language for language, _ in snippets(PAGE)] == ["bash", "bash", "python", "bash", "bash", "bash"]
+    assert len(steps(PAGE)) == 13
 
 
 @pytest.mark.slow
-def test_every_snippet_runs(tmp_path: Path) -> None:
-    page = ROOT / "README.md"
-    assert [language for language, _ in snippets(page)] == ["bash", "bash", "python", "bash", "bash", "bash"]
-    run_page(page, tmp_path)
+@pytest.mark.parametrize("number", range(len(steps(PAGE))))
+def test_every_step_runs(number: int, reader: Reader) -> None:
+    reader.read(PAGE, number)

@@ -10,6 +10,7 @@ from trtdeploy.errors import BuildError, UsageError
 from trtdeploy.files import keep_inputs, same_file, sha256_bytes
 from trtdeploy.ledger import Ledger
 from trtdeploy.model_precision import with_precision
+from trtdeploy.onnxgraph.finite_weights import require_finite_weights
 from trtdeploy.onnxgraph.source import keep_model, load_source
 from trtdeploy.plan import Manifest, Plan, RuntimeFacts, SourceFacts, is_manifest, manifest_path, write_plan
 from trtdeploy.runtimes import get_runtime
@@ -38,7 +39,8 @@ def build(
         progress: Called with (phase, steps done, steps in all).
 
     Raises:
-        ModelError: ``model`` is not a valid ONNX model, or the runtime refuses it.
+        ModelError: ``model`` is not a valid ONNX model, its weights or answers are no numbers, or the runtime refuses
+            it.
         BuildError: The runtime could build nothing that gives the model's answers, or the plan cannot be written.
         RuntimeUnavailableError: The runtime that the config asks for is not on this machine.
         UsageError: The config does not fit the model; or plan, manifest or timing cache would replace another file.
@@ -53,6 +55,7 @@ def build(
         return build_in_child(Path(model), Path(output), config, ledger=where, progress=progress)
     runtime = get_runtime(config.runtime)
     source = load_source(model)
+    require_finite_weights(source.proto, str(source.path))
     summary = Ledger(ledger).summary() if ledger is not None else None
     built = runtime.build(with_precision(source, config), config, progress=progress)
     manifest = Manifest(

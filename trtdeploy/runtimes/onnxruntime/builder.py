@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnxruntime
 
@@ -109,6 +110,7 @@ def _compile(
         raise ModelError(
             f"ONNX Runtime {onnxruntime.__version__} cannot run {source.path}: {first_line(error)}"
         ) from error
+    _require_numbers(source, reference)
     compiled: dict[str, bytes] = {}
     rejected: dict[str, str] = {}
     for done, tactic in enumerate(tactics):
@@ -138,6 +140,20 @@ def _compile(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
         raise BuildError(f"No tactic gives the right answers for {source.path}: {reasons}.")
     return compiled, rejected
+
+
+def _require_numbers(source: SourceModel, outputs: Sequence[Array]) -> None:
+    """Refuse a model whose answers no plan could be compared with."""
+    for spec, values in zip(source.outputs, outputs, strict=True):
+        if values.dtype.kind != "f" or not values.size:
+            continue
+        undefined = int(np.isnan(values).sum())
+        if undefined or not np.isfinite(values).any():
+            what = f"{undefined} of {values.size} values are NaN" if undefined else "all values are infinite"
+            raise ModelError(
+                f"{source.path} gives no numbers to compare a plan with: {what} in its output {spec.name!r}.",
+                hint="Did its training diverge, or do its inputs, standard normal here, have to be others?",
+            )
 
 
 def _timings(

@@ -82,11 +82,11 @@ class Reader:
         """Run a page's steps up to number ``last``, or to its end; those that were run are not run again."""
         if page in self._stuck:
             pytest.fail(f"{page.name} stopped at: {self._stuck[page]}")
-        if page != self._page:
-            self.close()
-            self._page = page
         wanted = steps(page) if last is None else steps(page)[: last + 1]
         for language, text in wanted[self._read.get(page, 0) :]:
+            if page != self._page:
+                self.close()
+                self._page = page
             self._stuck[page] = text
             self._run(language, text)
             del self._stuck[page]

@@ -35,6 +35,7 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         "kind": "onnx",
         "file": str(path),
         "sha256": source.sha256,
+        "repaired_on_reading": list(source.repairs),
         "opsets": {opset.domain or "ai.onnx": opset.version for opset in source.proto.opset_import},
         "inputs": [spec.model_dump() for spec in source.inputs],
         "outputs": [spec.model_dump() for spec in source.outputs],

@@ -19,7 +19,7 @@ from trtdeploy.files import atomic_write
 from trtdeploy.onnxgraph.lint import Finding, lint
 from trtdeploy.onnxgraph.lint.fix import Repair, fix
 from trtdeploy.onnxgraph.qdq import opset_version
-from trtdeploy.onnxgraph.source import keep_model, load_source
+from trtdeploy.onnxgraph.source import keep_model, load_source, normalize
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import TensorSpec, random_inputs
 
@@ -134,6 +134,7 @@ def _read(path: Path) -> onnx.ModelProto:
         if not any(finding.rule in _EXPLAINED for finding in lint(model)):
             raise
         logger.warning("%s", refused.message)
+        normalize(model, path)
         return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from pydantic_core import from_json
 
 from trtdeploy.errors import DtypeError, ModelError, UsageError
 from trtdeploy.files import keep_inputs, sha256_bytes
-from trtdeploy.onnxgraph.qdq import let_constants_stand_alone
+from trtdeploy.onnxgraph.normal_form import to_normal_form
+from trtdeploy.onnxgraph.tensor_types import without_weights
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import DYNAMIC, TensorSpec, dtype_from_onnx
+
+logger = logging.getLogger(__name__)
 
 PREPROCESSING_KEY = "trtdeploy.preprocessing"
 LABELS_KEY = "trtdeploy.labels"
@@ -28,12 +32,13 @@ class SourceModel:
     Attributes:
         path: The file.
         sha256: Digest of the file; where weights lie in other files, of the model with these weights.
-        proto: The parsed model with all its weights, of which none is an input; treat it as read-only.
+        proto: The parsed model with all its weights, in normal form (see ``normal_form``); treat it as read-only.
         inputs: What a caller has to give.
         outputs: What comes back.
         preprocessing: From the metadata, if it is there.
         labels: Class names from the metadata, if they are there.
         calibration: How the ranges were found, from the metadata, if it is there.
+        repairs: What was repaired on reading, a phrase each; ``proto`` differs from the file by these.
     """
 
     path: Path
@@ -44,6 +49,7 @@ class SourceModel:
     preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None
     calibration: dict[str, Any] | None
+    repairs: tuple[str, ...] = ()
 
 
 def load_source(path: str | Path) -> SourceModel:
@@ -67,17 +73,18 @@ def load_source(path: str | Path) -> SourceModel:
     # Many byte strings parse as an empty message: protobuf has no magic number.
     if not proto.graph.node or not proto.opset_import:
         raise ModelError(f"{source} is not an ONNX model: it has no graph.")
-    try:
-        onnx.checker.check_model(str(source))
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{source} breaks ONNX's rules: {_first_lines(error)}") from error
+    refused = _refusal(str(source))
     size = proto.ByteSize()
     try:
         onnx.load_external_data_for_model(proto, str(source.parent))
     except (onnx.checker.ValidationError, ValueError, RuntimeError, OSError) as error:
         raise ModelError(f"The weights of {source} that lie in other files cannot be read: {error}") from error
     digest = sha256_bytes(content if proto.ByteSize() == size else proto.SerializeToString(deterministic=True))
-    let_constants_stand_alone(proto)
+    repairs = normalize(proto, source)
+    if refused is not None and repairs:
+        refused = _refusal(without_weights(proto))
+    if refused is not None:
+        raise ModelError(f"{source} breaks ONNX's rules: {_first_lines(refused)}") from refused
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     try:
         return SourceModel(
@@ -89,6 +96,7 @@ def load_source(path: str | Path) -> SourceModel:
             preprocessing=_preprocessing(metadata),
             labels=_labels(metadata),
             calibration=_json_object(metadata, CALIBRATION_KEY),
+            repairs=repairs,
         )
     except (DtypeError, UsageError) as error:
         raise ModelError(f"{source}: {error}") from error
@@ -109,6 +117,38 @@ def keep_model(output: str | Path, model: str | Path, what: str = "output") -> N
         return  # reading it says why
     named = {entry.value for each in proto.graph.initializer for entry in each.external_data if entry.key == "location"}
     keep_inputs(output, *(Path(model).parent / name for name in sorted(named)), what=what)
+
+
+def normalize(proto: onnx.ModelProto, source: Path) -> tuple[str, ...]:
+    """Bring a model to normal form, in place, and log what was repaired.
+
+    Raises:
+        ModelError: An input or output has no shape and nothing tells it, or the nodes cannot be put in order.
+    """
+    try:
+        repairs = to_normal_form(proto)
+    except ModelError as error:
+        raise ModelError(f"{source}: {error.message}", hint=error.hint) from error
+    if repairs:
+        logger.warning("%s is repaired on reading: %s", source, "; ".join(repairs))
+    for kind, values in (("input", proto.graph.input), ("output", proto.graph.output)):
+        for value in values:
+            if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+                raise ModelError(
+                    f"{source}: the {kind} {value.name!r} has no shape, not even a number of dimensions"
+                    + (", and ONNX's shape inference does not find it." if kind == "output" else "."),
+                    hint="Export it again with shapes; sizes may stay open.",
+                )
+    return repairs
+
+
+def _refusal(model: str | onnx.ModelProto) -> Exception | None:
+    """Return what ONNX's checker says against a model."""
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        return error
+    return None
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -11,12 +11,8 @@ _SMALL_BYTES = 4096
 """What is larger is a weight, whose values no type depends on."""
 
 
-def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the element type (``TensorProto.DataType``) of inputs, constants and what nodes make of them.
-
-    What custom ops make is missing; of a model that the inference refuses, all that nodes make.
-    """
-    # without weights, so that a large model is not copied
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which large initializers are inputs, so that a large model is not copied."""
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     light.graph.name = model.graph.name
     light.graph.node.extend(model.graph.node)
@@ -29,6 +25,15 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
         else:
             inputs[tensor.name] = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
     light.graph.input.extend(inputs.values())
+    return light
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the element type (``TensorProto.DataType``) of inputs, constants and what nodes make of them.
+
+    What custom ops make is missing; of a model that the inference refuses, all that nodes make.
+    """
+    light = without_weights(model)
     known = {tensor.name: tensor.data_type for tensor in light.graph.initializer}
     with suppress(onnx.shape_inference.InferenceError):  # what the model says itself is known all the same
         light = onnx.shape_inference.infer_shapes(light)

@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, RuntimeUnavailableError
-from trtdeploy.onnxgraph.qdq import count_quantized
+from trtdeploy.onnxgraph.layers import count_quantized, left_in_float
 from trtdeploy.onnxgraph.source import load_source
 from trtdeploy.plan import manifest_path, read_plan
 from trtdeploy.preprocessing import describe
@@ -43,6 +43,8 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         "qdq_pairs": count.pairs,
         "weighted_layers": count.weighted_layers,
         "quantized_layers": count.quantized_layers,
+        # of a float model that is all of them
+        "left_in_float": left_in_float(source.proto) if count.pairs else {},
         "preprocessing": describe(source.preprocessing) if source.preprocessing else None,
         "labels": list(source.labels) if source.labels else None,
         "calibration": source.calibration,

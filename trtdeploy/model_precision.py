@@ -20,7 +20,7 @@ def with_precision(source: SourceModel, config: BuildConfig) -> SourceModel:
         RuntimeUnavailableError: The library that casts is not installed.
     """
     from trtdeploy.onnxgraph.dynamic_ranges import read_ranges
-    from trtdeploy.onnxgraph.qdq import quantized_nodes
+    from trtdeploy.onnxgraph.layers import quantized_nodes
     from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_ranges
 
     proto = source.proto

@@ -11,8 +11,8 @@ import pytest
 from onnx_graphs import GraphMaker, block_network
 
 from trtdeploy.errors import ModelError
+from trtdeploy.onnxgraph.layers import quantized_nodes
 from trtdeploy.onnxgraph.macs import macs_by_node
-from trtdeploy.onnxgraph.qdq import quantized_nodes
 from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, without_qdq
 
 Case = tuple[Callable[[GraphMaker], str], tuple[int, ...], int]
@@ -42,6 +42,33 @@ CASES: dict[str, Case] = {
     ),
     "matmul": (lambda g: g.node("MatMul", "x", ones(g, 8, 5), output="y"), (2, 3, 8), 2 * 3 * 8 * 5),
     "matmul from the left": (lambda g: g.node("MatMul", ones(g, 5, 8), "x", output="y"), (2, 8, 3), 2 * 3 * 8 * 5),
+    "transposed and quantized weight": (
+        lambda g: g.node("MatMul", g.qdq("x"), g.node("Transpose", g.weight(5, 8)), output="y"),
+        (2, 3, 8),
+        2 * 3 * 8 * 5,
+    ),
+    "einsum": (
+        lambda g: g.node("Einsum", "x", ones(g, 8, 5), output="y", equation="...k,ko->...o"),
+        (2, 3, 8),
+        2 * 3 * 8 * 5,
+    ),
+    "lstm": (
+        lambda g: g.node(
+            "LSTM", "x", ones(g, 2, 12, 8), ones(g, 2, 12, 3), hidden_size=3, direction="bidirectional", output="y"
+        ),
+        (7, 2, 8),
+        7 * 2 * 2 * 4 * 3 * (8 + 3),
+    ),
+    "behind padding whose widths are computed": (
+        lambda g: g.node(
+            "Conv",
+            g.node("Pad", "x", g.node("Concat", *[g.constant(np.int64([0, 0, 1, 1]))] * 2, axis=0)),
+            ones(g, 8, 4, 3, 3),
+            output="y",
+        ),
+        (1, 4, 6, 6),
+        8 * 6 * 6 * 4 * 9,
+    ),
     "vector": (lambda g: g.node("MatMul", "x", ones(g, 8), output="y"), (3, 8), 3 * 8),
 }
 

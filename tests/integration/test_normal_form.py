@@ -17,7 +17,8 @@ from trtdeploy.errors import ModelError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.inspection import inspect_file
 from trtdeploy.lint_file import lint_file, repair_file
-from trtdeploy.onnxgraph.qdq import Graph, count_quantized, quantized_nodes
+from trtdeploy.onnxgraph.layers import count_quantized, quantized_nodes
+from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.source import SourceModel, load_source
 from trtdeploy.tensors import Array
 

@@ -15,9 +15,10 @@ from onnx import TensorProto, numpy_helper
 from onnx_graphs import GraphMaker, as_exported, block_network, doubling
 
 from trtdeploy.errors import ModelError, RuntimeUnavailableError
+from trtdeploy.onnxgraph.layers import count_quantized, quantized_nodes
 from trtdeploy.onnxgraph.macs import macs_by_node
 from trtdeploy.onnxgraph.precision_cast import cast_unquantized
-from trtdeploy.onnxgraph.qdq import Graph, count_quantized, fold_weights, quantized_nodes, with_named_nodes
+from trtdeploy.onnxgraph.qdq import Graph, fold_weights, with_named_nodes
 from trtdeploy.onnxgraph.quantization_check import check_quantization
 from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq
 from trtdeploy.tensors import Array

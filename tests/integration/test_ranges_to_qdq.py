@@ -14,7 +14,8 @@ from onnx_graphs import GraphMaker, as_exported, block_network
 
 from trtdeploy.errors import ModelError, QuantizationError
 from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges, parse_json
-from trtdeploy.onnxgraph.qdq import Graph, count_quantized, quantized_nodes
+from trtdeploy.onnxgraph.layers import count_quantized, quantized_nodes
+from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.ranges_to_qdq import (
     apply_ranges,
     canonical_qdq,

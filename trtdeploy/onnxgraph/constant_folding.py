@@ -32,7 +32,7 @@ _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLi
 """Ops that say how something is quantized, which is not to be lost."""
 
 
-def fold_constants(model: ir.Model) -> list[str]:
+def fold_constants(model: ir.Model, *, everywhere: bool = False) -> list[str]:
     """Make initializers, in place, of what is computed from constants alone and feeds a scale or a weight.
 
     Only the inputs of Q/DQ, of ops with weights and of batch normalization are folded; constants elsewhere stay as
@@ -40,16 +40,18 @@ def fold_constants(model: ir.Model) -> list[str]:
 
     Args:
         model: The model; its nodes must be in order.
+        everywhere: Fold the inputs of all ops, those of Q/DQ among them.
 
     Returns:
         The names of the tensors that are initializers now, in the order of their first readers.
     """
     graph = model.graph
     known = _constants(graph)
+    inner = {node for value in known if (node := value.producer()) is not None}
     targets = dict.fromkeys(
         value
         for node in graph
-        if node.op_type in _FED and node.domain in ONNX_DOMAINS
+        if (everywhere and node not in inner) or (node.op_type in _FED and node.domain in ONNX_DOMAINS)
         for value in node.inputs
         if value is not None and value in known and not _is_plain(value)
     )

@@ -1,9 +1,8 @@
-"""Q/DQ pairs of an ONNX graph: which layers they quantize, and folding those of the weights."""
+"""Look-ups over an ONNX graph, and what Q/DQ makes of constants."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -48,33 +47,6 @@ class Graph:
         """Return the node that makes ``name`` if it is of ``op_type``."""
         node = self.producer.get(name)
         return node if node is not None and node.op_type == op_type else None
-
-
-@dataclass(frozen=True)
-class QuantizationCount:
-    """How much of a graph is quantized."""
-
-    weighted_layers: int
-    quantized_layers: int
-    pairs: int
-
-
-def count_quantized(model: onnx.ModelProto) -> QuantizationCount:
-    """Count layers with constant weights, those of them that Q/DQ quantizes, and all DequantizeLinear nodes."""
-    nodes = quantized_nodes(model)
-    pairs = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
-    return QuantizationCount(len(nodes), sum(nodes.values()), pairs)
-
-
-def quantized_nodes(model: onnx.ModelProto) -> dict[str, bool]:
-    """Return every layer with constant weights, by node name, and whether Q/DQ is on its input and its weights."""
-    graph = Graph(model.graph)
-    quantized: dict[str, bool] = {}
-    for node in model.graph.node:
-        if node.op_type in WEIGHTED_OPS and any(_is_constant_weight(graph, name) for name in node.input[:2]):
-            from_dq = [graph.maker(name, "DequantizeLinear") is not None for name in node.input[:2]]
-            quantized[node_name(node)] = all(from_dq)
-    return quantized
 
 
 def node_name(node: onnx.NodeProto) -> str:
@@ -188,17 +160,6 @@ def outer_names(node: onnx.NodeProto) -> set[str]:
                 names.update(inner.input)
                 names |= outer_names(inner)
     return names
-
-
-def _is_constant_weight(graph: Graph, name: str) -> bool:
-    if graph.constant(name) is not None:
-        return True
-    dequantize = graph.maker(name, "DequantizeLinear")
-    if dequantize is None:
-        return False
-    source = dequantize.input[0]
-    quantize = graph.maker(source, "QuantizeLinear")
-    return graph.constant(quantize.input[0] if quantize is not None else source) is not None
 
 
 def quantized_constant(graph: Graph, quantize: onnx.NodeProto) -> Array | None:

@@ -18,9 +18,10 @@ from trtdeploy.evaluation import Progress, evaluate, map_labels
 from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
 from trtdeploy.fixed_inputs import parse_fixed
 from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
+from trtdeploy.onnxgraph.layers import count_quantized
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites
-from trtdeploy.onnxgraph.qdq import Graph, count_quantized, node_name, opset_version
+from trtdeploy.onnxgraph.qdq import Graph, node_name, opset_version
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in
 from trtdeploy.onnxgraph.quantization_check import require_quantization
 from trtdeploy.onnxgraph.ranges_to_qdq import (

@@ -13,7 +13,7 @@ import onnxruntime
 
 import trtdeploy
 from trtdeploy.errors import BuildError, ModelError, TimingCacheError, UsageError
-from trtdeploy.onnxgraph.qdq import QuantizationCount, count_quantized
+from trtdeploy.onnxgraph.layers import QuantizationCount, count_quantized
 from trtdeploy.onnxgraph.source import SourceModel
 from trtdeploy.plan import DeviceFacts, PrecisionFacts, TacticFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trtdeploy.errors import BuildError, ModelError, PlanError, RuntimeUnavailableError, TimingCacheError
+from trtdeploy.onnxgraph.layers import quantized_nodes
 from trtdeploy.onnxgraph.macs import macs_by_node
-from trtdeploy.onnxgraph.qdq import quantized_nodes
 from trtdeploy.onnxgraph.quantization_check import require_quantization
 from trtdeploy.plan import DeviceFacts, PrecisionFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan

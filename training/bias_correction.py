@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from training.predict import in_float32
 from training.quantization import QuantizedLayer
 from training.ranges import quantizers_off
 from trtdeploy.errors import QuantizationError
@@ -70,11 +71,11 @@ def correct_biases(
         elif sum(map(len, used)) + len(batch) > fitting:
             break
         used.append(batch)
-    with quantizers_off(model), _output_means(model) as float_means, torch.no_grad():
+    with quantizers_off(model), _output_means(model) as float_means, torch.no_grad(), in_float32():
         for batch in used:
             model(batch.clone())  # a network may write into its input
     corrector = _Corrector(model, {layer: mean.value for layer, mean in float_means.items()})
-    with quantizers_off(model, weights=False):
+    with quantizers_off(model, weights=False), in_float32():
         _NodeByNode(model, used, after=corrector.correct, progress=progress).run()
     layers = [name for name, module in model.named_modules() if isinstance(module, QuantizedLayer)]
     return Correction(

@@ -27,6 +27,7 @@ from training.checkpoint import (
     warn_of_other_splits,
 )
 from training.loop import score
+from training.predict import device_of
 from training.quantization import QuantizationSpec, Quantizer, quantize
 from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method
@@ -37,6 +38,7 @@ from trtdeploy.files import sha256_bytes
 from trtdeploy.preprocessing import Preprocessing
 
 CALIBRATION_BATCH = 64
+_CPU = torch.device("cpu")
 PERCENTILES = (99.9, 99.99, 99.999)
 """The percentiles that ``all`` tries."""
 
@@ -55,6 +57,7 @@ def calibrate(
     seed: int = 0,
     split_seed: int = 0,
     bias_correction: bool = False,
+    device: torch.device = _CPU,
     progress: Progress | None = None,
 ) -> SavedCheckpoint:
     """Quantize a float checkpoint to INT8 and write it with its ranges.
@@ -71,6 +74,7 @@ def calibrate(
         seed: Decides which.
         split_seed: The one that the dataset was opened with.
         bias_correction: Correct the biases afterwards, on the same images; see ``training.bias_correction``.
+        device: Where the network runs meanwhile, in float32.
         progress: Called with the number of images done; those of the correction count once more.
 
     Raises:
@@ -90,7 +94,8 @@ def calibrate(
     preprocessing = start.facts.preprocessing
     chosen = _draw(len(split), images, seed)
     spec = spec or QuantizationSpec()
-    model = quantize(start.model.eval(), spec, example=torch.zeros(1, *preprocessing.sample_shape))
+    example = torch.zeros(1, *preprocessing.sample_shape, device=device)
+    model = quantize(start.model.eval().to(device), spec, example=example)
     images_to_pass = len(chosen) * (2 if bias_correction else 1)
 
     def passed(done: int) -> None:
@@ -114,7 +119,7 @@ def calibrate(
     dev = best.dev if candidates else dev_score()
     corrected: BiasCorrectionFacts | None = None
     if bias_correction:
-        corrected = _correct(model, _shuffled(split, chosen, preprocessing, seed), dev, len(chosen), passed)
+        corrected = _correct(model, _shuffled(split, chosen, preprocessing, seed, device), dev, len(chosen), passed)
         dev = dev_score()
     ids = sorted(split.ids[index] for index in chosen)
     facts = CheckpointFacts(
@@ -165,17 +170,19 @@ def _observe(
         for part in np.array_split(chosen, range(CALIBRATION_BATCH, len(chosen), CALIBRATION_BATCH)):
             decoded = split.pixels(preprocessing, part)
             pixels.update(decoded.tobytes())
-            model(_as_input(decoded, preprocessing))
+            model(_as_input(decoded, preprocessing, device_of(model)))
             done += len(part)
             passed(done)
     return collected, pixels.hexdigest()
 
 
-def _shuffled(split: Split, chosen: NDArray[np.int64], preprocessing: Preprocessing, seed: int) -> Iterator[Tensor]:
+def _shuffled(
+    split: Split, chosen: NDArray[np.int64], preprocessing: Preprocessing, seed: int, device: torch.device
+) -> Iterator[Tensor]:
     """Yield the chosen images as model input in a random order, so that the first ones are of all classes."""
     order = np.random.default_rng([seed, 1]).permutation(chosen)
     for part in np.array_split(order, range(CALIBRATION_BATCH, len(order), CALIBRATION_BATCH)):
-        yield _as_input(split.pixels(preprocessing, part), preprocessing)
+        yield _as_input(split.pixels(preprocessing, part), preprocessing, device)
 
 
 def _correct(
@@ -190,8 +197,8 @@ def _correct(
     )
 
 
-def _as_input(decoded: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    return torch.from_numpy(preprocessing.normalise(decoded)).to(memory_format=torch.channels_last)
+def _as_input(decoded: NDArray[np.uint8], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    return torch.from_numpy(preprocessing.normalise(decoded)).to(device, memory_format=torch.channels_last)
 
 
 def _tries(percentile: float) -> list[tuple[Method, float | None]]:

@@ -101,7 +101,7 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
     started = time.perf_counter()
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise UsageError(f"--opset {opset} is not offered; choose from {OPSETS[0]} to {OPSETS[1]}.")
-    network = checkpoint.model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = checkpoint.model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     shape = checkpoint.facts.preprocessing.sample_shape
     exported = merge_equal(onnx.load_from_string(trace_to_onnx(network, shape, opset=opset)))
     scales = [quantizer.scale_array for quantizer in exported_pairs(network, torch.zeros(1, *shape))]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from training.predict import device_of, in_float32
 from training.quantization import SMALLEST_AMAX, Quantizer, largest_per_channel, quantized_layers, quantizers
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method, amax_of
 from trtdeploy.errors import QuantizationError
@@ -59,7 +60,7 @@ def observing_inputs(
         for quantizer, values in collectors.items()
     ]
     try:
-        with quantizers_off(model), torch.no_grad():
+        with quantizers_off(model), torch.no_grad(), in_float32():
             yield collectors
     finally:
         for hook in hooks:
@@ -74,6 +75,8 @@ def fix_ranges(
     percentile: float = 99.99,
 ) -> int:
     """Give every quantizer its range: activations by ``method``, weights the largest |w| of each output channel.
+
+    The ranges lie where the weights do.
 
     Args:
         model: A quantized network.
@@ -96,12 +99,12 @@ def fix_ranges(
             )
         found.append((quantizer, torch.tensor(amax_of(values, method, percentile=percentile))))
     found += [(layer.weight_quantizer, largest_per_channel(layer)) for layer in quantized_layers(model)]
-    clamped = 0
+    clamped, device = 0, device_of(model)
     for quantizer, amax in found:
         if not bool(torch.isfinite(amax).all()):
             raise QuantizationError(f"The range of {quantizer.label} is not finite.")
         clamped += int((amax < SMALLEST_AMAX).sum())
-        quantizer.set_amax(amax.clamp(min=SMALLEST_AMAX))
+        quantizer.set_amax(amax.clamp(min=SMALLEST_AMAX).to(device))
     return clamped
 
 

@@ -50,8 +50,9 @@ def record(
     file: Path,
     sha256: str,
     command: str,
+    device: str,
 ) -> dict[str, Any]:
-    """Record a stage's answers and the median latency of one image; return the record as JSON.
+    """Record a stage's answers and the median latency of one image, on ``device``; return the record as JSON.
 
     Raises:
         LedgerError: The ledger holds other samples.
@@ -62,7 +63,7 @@ def record(
         stage,
         evaluation.outputs,
         seconds=evaluation.seconds,
-        source={"file": str(file), "sha256": sha256, "command": command} | _calibration(facts),
+        source={"file": str(file), "sha256": sha256, "command": command, "device": device} | _calibration(facts),
         dataset={"name": Path(dataset.name).name, "fingerprint": dataset.fingerprint},
         latency_ms=round(median_latency_ms(lambda: predict(image)), 4),
     )

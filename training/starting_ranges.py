@@ -72,7 +72,6 @@ def _choose(
         for batch in images.batches(preprocessing, _BATCH):
             model(torch.from_numpy(batch.inputs).to(device, memory_format=torch.channels_last))
     fix_ranges(model, collected, method=_METHOD)
-    model.to(device)
     anew = score()
     if (anew.top1, -anew.loss) > (own.top1, -own.loss):
         return _METHOD, anew

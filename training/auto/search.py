@@ -21,6 +21,7 @@ from training.calibrate import calibrate
 from training.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
 from training.export import export
 from training.loop import Observer
+from training.optimization import Execution
 from training.predict import predictor
 from training.qat import default_schedule, networks_compared, qat
 from training.quantization import QuantizationSpec, quantize
@@ -35,6 +36,7 @@ from trtdeploy.files import atomic_write, sha256_bytes, sha256_file
 from trtdeploy.ledger import StageOutputs
 from trtdeploy.statistics import compare_paired, non_inferiority, samples_needed
 
+_ON_CPU = Execution()
 _log = logging.getLogger(__name__)
 
 _LEFT_OUT = (1, 2, 4)
@@ -64,6 +66,7 @@ def decide(
     spec: QuantizationSpec | None = None,
     schedule: Schedule | None = None,
     split_seed: int = 0,
+    execution: Execution = _ON_CPU,
     say: Say | None = None,
     observer: Observer | None = None,
 ) -> Decision:
@@ -80,6 +83,7 @@ def decide(
         spec: What every candidate is quantized for, and what stays in float in all of them; the defaults if None.
         schedule: Of QAT; its default if None.
         split_seed: The one that the dataset was opened with.
+        execution: The device of all that is run, and the precision of QAT; the rest computes in float32.
         say: Told what happens.
         observer: Told how training goes.
 
@@ -94,19 +98,21 @@ def decide(
     if start.facts.kind != "float":
         raise UsageError(f"{start.path} is quantized already ({start.facts.kind}); auto takes a float checkpoint.")
     spec, schedule = spec or QuantizationSpec(), schedule or default_schedule(dataset)
-    settings = {
+    settings: dict[str, Any] = {
         "checkpoint": start.sha256,
         "data": dataset.fingerprint,
         "quantization": spec.model_dump(mode="json"),
         "schedule": schedule.model_dump(mode="json"),
     }
+    if execution.amp:
+        settings["amp"] = True
     example = torch.zeros(1, *start.facts.preprocessing.sample_shape)
     quantize(deepcopy(start.model), spec, example=example)  # refuses what cannot be done before the folder is claimed
     claim_folder(folder, settings)
     compared = networks_compared(schedule)
     declared = declare_shares({step: compared if step in _TRAINED else 1 for step in _STEPS})
     confidences = {share.step: share.confidence for share in declared}
-    search = _Search(dataset, start, folder, spec, schedule, split_seed, observer)
+    search = _Search(dataset, start, folder, spec, schedule, split_seed, execution, observer)
     exact = search.answers(start.path, "dev")
     with kept_when_interrupted(folder):
         trials = _try_in_turn(search, exact, confidences, max_drop=max_drop, say=say)
@@ -173,10 +179,12 @@ class _Search:
         spec: QuantizationSpec,
         schedule: Schedule,
         split_seed: int,
+        execution: Execution,
         observer: Observer | None,
     ) -> None:
         self._dataset, self._start, self._folder, self._spec = dataset, start, folder, spec
         self._schedule, self._split_seed, self._observer = schedule, split_seed, observer
+        self._execution = execution
 
     def _load(self, path: Path) -> Checkpoint:
         """Load a checkpoint anew; the one to start from may be another program's, which does not say what it is."""
@@ -184,6 +192,7 @@ class _Search:
 
     def answers(self, path: Path, split: str) -> StageOutputs:
         checkpoint = self._load(path)
+        checkpoint.model.to(self._execution.device)
         return score_split(predictor(checkpoint.model), checkpoint.facts, self._dataset, split=split).outputs
 
     def candidates(self) -> Iterator[tuple[str, str, Path, float, tuple[Choice, ...]]]:
@@ -218,7 +227,9 @@ class _Search:
         seconds = self._once(
             output,
             {"of": sha256_file(path)},
-            lambda: measure_sensitivity(load_checkpoint(path), self._dataset, output, split="calibration"),
+            lambda: measure_sensitivity(
+                load_checkpoint(path), self._dataset, output, split="calibration", device=self._execution.device
+            ),
         )
         return Sensitivity.model_validate_json(output.read_text(encoding="utf-8")), seconds
 
@@ -249,6 +260,7 @@ class _Search:
             teacher=self._load(self._start.path) if taught else None,
             split_seed=self._split_seed,
             resume=resume,
+            execution=self._execution,
             observer=self._observer,
         )
 
@@ -266,6 +278,7 @@ class _Search:
                 path,
                 spec=spec,
                 split_seed=self._split_seed,
+                device=self._execution.device,
                 **options,
             ),
         )

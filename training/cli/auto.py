@@ -10,9 +10,12 @@ import typer
 from training.cli.arguments import open_both
 from training.cli.console import Display, print_facts
 from training.cli.options import (
+    Amp,
     AsJson,
     CheckpointPath,
     Data,
+    Device,
+    DeviceName,
     ImageSize,
     LedgerFile,
     Model,
@@ -27,6 +30,8 @@ from training.cli.reporting import check_ledger, score_and_record, score_and_rec
 from trtdeploy.cli.console import door
 
 if TYPE_CHECKING:
+    import torch
+
     from training.auto import Decision
     from training.checkpoint import Checkpoint
     from trtdeploy.datasets import Dataset
@@ -47,6 +52,8 @@ def auto(
     model: Model = None,
     image_size: ImageSize = None,
     split_seed: SplitSeed = None,
+    device: Device = DeviceName.auto,
+    amp: Amp = False,
     ledger: LedgerFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,9 +65,11 @@ def auto(
     """
     with door(), Display() as display:
         from training.auto import decide
+        from training.optimization import execution_for
         from training.quantization import QuantizationSpec
 
         check_ledger(ledger)
+        execution = execution_for(device.value, amp=amp)
         start, dataset, split_seed = open_both(
             data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
         )
@@ -72,11 +81,12 @@ def auto(
                 max_drop=max_drop,
                 spec=QuantizationSpec(target=target.value, toolkit=toolkit.value, skip=tuple(skip or ())),
                 split_seed=split_seed,
+                execution=execution,
                 say=lambda line: typer.echo(line, err=True),
                 observer=display,
             )
             if ledger is not None:
-                _record(start, output, decision, dataset, ledger, display)
+                _record(start, output, decision, dataset, ledger, display, execution.device)
         display.finish()
         facts = {"output": str(output), "verdict": decision.verdict, **decision.model_dump(mode="json")}
         print_facts(facts, f"{decision.verdict}\nWhy: {output / 'decision.md'}", as_json=as_json)
@@ -85,13 +95,19 @@ def auto(
 
 
 def _record(
-    start: Checkpoint, output: Path, decision: Decision, dataset: Dataset, ledger: Path, display: Display
+    start: Checkpoint,
+    output: Path,
+    decision: Decision,
+    dataset: Dataset,
+    ledger: Path,
+    display: Display,
+    device: torch.device,
 ) -> None:
     from training.checkpoint import load_checkpoint
     from training.recording import has_stage
 
     if not has_stage(ledger, "float"):
-        score_and_record(start, dataset, "float", ledger, _COMMAND, display)
+        score_and_record(start, dataset, "float", ledger, _COMMAND, display, device=device)
     chosen = load_checkpoint(output / decision.chosen)
-    score_and_record(chosen, dataset, chosen.facts.kind, ledger, _COMMAND, display)
+    score_and_record(chosen, dataset, chosen.facts.kind, ledger, _COMMAND, display, device=device)
     score_and_record_onnx(output / decision.onnx, chosen.facts, dataset, ledger, _COMMAND, display)

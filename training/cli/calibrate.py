@@ -13,6 +13,8 @@ from training.cli.options import (
     CalibrationMethod,
     CheckpointPath,
     Data,
+    Device,
+    DeviceName,
     ImageSize,
     LedgerFile,
     Model,
@@ -60,12 +62,14 @@ def calibrate(
     image_size: ImageSize = None,
     seed: Seed = 0,
     split_seed: SplitSeed = None,
+    device: Device = DeviceName.auto,
     ledger: LedgerFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a float checkpoint to INT8 without training (PTQ)."""
     with door(), Display() as display:
         from training.calibrate import calibrate as run
+        from training.optimization import execution_for
         from training.quantization import QuantizationSpec
         from training.recording import has_stage
 
@@ -75,13 +79,14 @@ def calibrate(
                 f"--percentile {percentile:g} means nothing to --method {method.value}.",
                 hint="Add --method percentile, or leave it out.",
             )
+        place = execution_for(device.value).device
         start, dataset, split_seed = open_both(
             data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
         )
         with dataset:
             # Before calibration, which changes the network: this is how somebody else's checkpoint gets its stage.
             if ledger is not None and start.facts.kind == "float" and not has_stage(ledger, "float"):
-                score_and_record(start, dataset, "float", ledger, "training calibrate", display)
+                score_and_record(start, dataset, "float", ledger, "training calibrate", display, device=place)
             saved = run(
                 dataset,
                 start,
@@ -93,9 +98,10 @@ def calibrate(
                 seed=seed,
                 split_seed=split_seed,
                 bias_correction=bias_correction,
+                device=place,
                 progress=display.images("calibrating"),
             )
-            report(saved, dataset, "calibrate", ledger, display, as_json=as_json)
+            report(saved, dataset, "calibrate", ledger, display, device=place, as_json=as_json)
             if not as_json and saved.facts.calibration is not None:
                 _print_details(saved.facts.calibration)
 

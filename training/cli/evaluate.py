@@ -13,6 +13,8 @@ from training.cli.options import (
     AsJson,
     CheckpointPath,
     Data,
+    Device,
+    DeviceName,
     ImageSize,
     Model,
     ScoredSplit,
@@ -34,24 +36,27 @@ def evaluate(
     model: Model = None,
     image_size: ImageSize = None,
     split_seed: SplitSeed = None,
+    device: Device = DeviceName.auto,
     ledger: Annotated[Path | None, typer.Option("--ledger", help="Record in this accuracy ledger.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a checkpoint: top-1 in percent with its 95% interval."""
     with door(), Display() as display:
+        from training.optimization import execution_for
         from training.predict import predictor
         from training.recording import score_split
 
         if ledger is not None and split is not ScoredSplit.test:
             raise UsageError(f"--ledger compares stages on the test split; --split {split.value} cannot be recorded.")
+        place = execution_for(device.value).device
         start, dataset, _ = open_both(data, checkpoint, model=model, image_size=image_size, split_seed=split_seed)
         name = stage.value if stage else start.facts.kind
         with dataset:
             if ledger is not None:
-                facts = score_and_record(start, dataset, name, ledger, "training evaluate", display)
+                facts = score_and_record(start, dataset, name, ledger, "training evaluate", display, device=place)
             else:
                 evaluation = score_split(
-                    predictor(start.model),
+                    predictor(start.model.to(place)),
                     start.facts,
                     dataset,
                     split=split.value,

@@ -85,4 +85,4 @@ def fit(
                     observer=display,
                 )
             if workers.is_main:
-                report(saved, dataset, "fit", ledger, display, as_json=as_json)
+                report(saved, dataset, "fit", ledger, display, device=execution.device, as_json=as_json)

@@ -50,7 +50,7 @@ class RangeTraining(str, Enum):
 
 
 class DeviceName(str, Enum):
-    """Where training runs."""
+    """Where the network runs."""
 
     auto = "auto"
     cpu = "cpu"
@@ -118,7 +118,9 @@ Temperature = Annotated[
 DistillOnly = Annotated[
     bool, typer.Option("--distill-only", help="Learn from the teacher alone; labels are not read, and need not exist.")
 ]
-Device = Annotated[DeviceName, typer.Option("--device", help="Where to train; auto takes a GPU if there is one.")]
+Device = Annotated[
+    DeviceName, typer.Option("--device", help="Where the network runs; auto takes a GPU if there is one.")
+]
 Amp = Annotated[
     bool, typer.Option("--amp", help="Compute in bfloat16 where the device has it; ranges and codes stay in float32.")
 ]

@@ -96,4 +96,4 @@ def qat(
                     observer=display,
                 )
             if workers.is_main:
-                report(saved, dataset, "qat", ledger, display, as_json=as_json)
+                report(saved, dataset, "qat", ledger, display, device=execution.device, as_json=as_json)

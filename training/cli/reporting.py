@@ -10,6 +10,8 @@ from trtdeploy.errors import UsageError
 from trtdeploy.files import keep_inputs
 
 if TYPE_CHECKING:
+    import torch
+
     from training.checkpoint import Checkpoint, CheckpointFacts, SavedCheckpoint
     from trtdeploy.datasets import Dataset
 
@@ -40,9 +42,16 @@ def check_ledger(ledger: Path | None) -> None:
 
 
 def report(
-    saved: SavedCheckpoint, dataset: Dataset, command: str, ledger: Path | None, display: Display, *, as_json: bool
+    saved: SavedCheckpoint,
+    dataset: Dataset,
+    command: str,
+    ledger: Path | None,
+    display: Display,
+    *,
+    device: torch.device,
+    as_json: bool,
 ) -> None:
-    """Print what was written and, with a ledger, score it on the test split from the file."""
+    """Print what was written and, with a ledger, score it on the test split from the file, on ``device``."""
     facts = saved.as_json()
     dev = saved.facts.dev
     text = f"{saved.path}: {saved.facts.kind}"
@@ -53,7 +62,9 @@ def report(
         from training.checkpoint import load_checkpoint
 
         start = load_checkpoint(saved.path)
-        facts["ledger"] = score_and_record(start, dataset, saved.facts.kind, ledger, f"training {command}", display)
+        facts["ledger"] = score_and_record(
+            start, dataset, saved.facts.kind, ledger, f"training {command}", display, device=device
+        )
         text += f"; test top-1 {shown_top1(facts['ledger'])}"
     display.finish()
     print_facts(facts, text, as_json=as_json)
@@ -66,13 +77,23 @@ def shown_top1(record: dict[str, Any]) -> str:
 
 
 def score_and_record(
-    checkpoint: Checkpoint, dataset: Dataset, stage: Any, ledger: Path, command: str, display: Display
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    stage: Any,
+    ledger: Path,
+    command: str,
+    display: Display,
+    *,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Score a checkpoint on the test split, record it as ``stage`` and return the record as JSON."""
+    """Score a checkpoint on the test split, record it as ``stage`` and return the record as JSON.
+
+    Its network is moved to ``device``, which the record names.
+    """
     from training.predict import predictor
     from training.recording import record, score_split
 
-    predict = predictor(checkpoint.model)
+    predict = predictor(checkpoint.model.to(device))
     evaluation = score_split(predict, checkpoint.facts, dataset, progress=display.images(f"scoring {stage}"))
     return record(
         ledger,
@@ -84,6 +105,7 @@ def score_and_record(
         file=checkpoint.path,
         sha256=checkpoint.sha256,
         command=command,
+        device=device.type,
     )
 
 
@@ -117,4 +139,5 @@ def score_and_record_onnx(
         file=onnx,
         sha256=sha256_bytes(content),
         command=command,
+        device="cpu",
     )

@@ -9,7 +9,20 @@ import typer
 
 from training.cli.arguments import open_both
 from training.cli.console import Display, print_facts
-from training.cli.options import AsJson, CheckpointPath, Data, ImageSize, Model, Seed, Skip, SplitSeed, Target, Toolkit
+from training.cli.options import (
+    AsJson,
+    CheckpointPath,
+    Data,
+    Device,
+    DeviceName,
+    ImageSize,
+    Model,
+    Seed,
+    Skip,
+    SplitSeed,
+    Target,
+    Toolkit,
+)
 from training.cli.reporting import check_output
 from trtdeploy.cli.console import door
 from trtdeploy.errors import UsageError
@@ -31,6 +44,7 @@ def sensitivity(
     top: Annotated[int, typer.Option("--top", min=1, help="How many layers to print.")] = 10,
     seed: Seed = 0,
     split_seed: SplitSeed = None,
+    device: Device = DeviceName.auto,
     as_json: AsJson = False,
 ) -> None:
     """Find the layers that cost accuracy: each quantized alone, and each alone in float. A killed run goes on.
@@ -39,6 +53,7 @@ def sensitivity(
     is kept beside the output. A quantized checkpoint is measured as it is.
     """
     with door(), Display() as display:
+        from training.optimization import execution_for
         from training.sensitivity import draw_chart, measure_sensitivity, quantized_start
         from training.sensitivity.chart import FORMATS
 
@@ -46,6 +61,7 @@ def sensitivity(
             raise UsageError(f"--chart {chart} must end in {' or '.join(FORMATS)}.")
         output = output or checkpoint.with_suffix(".sensitivity.json")
         check_output(output, ".json")
+        place = execution_for(device.value).device
         start, dataset, split_seed = open_both(
             data, checkpoint, model=model, image_size=image_size, split_seed=split_seed
         )
@@ -58,10 +74,17 @@ def sensitivity(
                 toolkit=toolkit.value if toolkit else None,
                 skip=skip or (),
                 split_seed=split_seed,
+                device=place,
                 progress=display.images("calibrating"),
             )
             found = measure_sensitivity(
-                network, dataset, output, images=images, seed=seed, progress=display.images("layers")
+                network,
+                dataset,
+                output,
+                images=images,
+                seed=seed,
+                device=place,
+                progress=display.images("layers"),
             )
         if chart is not None:
             draw_chart(found, chart)

@@ -66,7 +66,7 @@ class Quantizer(nn.Module):
             raise QuantizationError(f"{self.label} has no range; calibrate first.")
         if self.amax.numel() == 1:
             return np.asarray([self.amax.item() / INT8_BOUND], dtype=np.float32)
-        scales: NDArray[np.float32] = (self.amax.flatten() / INT8_BOUND).numpy()
+        scales: NDArray[np.float32] = (self.amax.flatten() / INT8_BOUND).cpu().numpy()
         return scales
 
     def forward(self, inputs: Tensor) -> Tensor:

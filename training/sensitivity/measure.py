@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint
+from training.predict import in_float32
 from training.quantization import QuantizedLayer, Quantizer, quantizers
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
@@ -32,6 +33,7 @@ from trtdeploy.statistics import Interval, PairedDifference, sqnr_db
 _log = logging.getLogger(__name__)
 
 _BATCH = 128
+_CPU = torch.device("cpu")
 Split = Literal["calibration", "dev"]
 Kind = Literal["layer", "activation"]
 _Key = tuple[Kind, str]
@@ -101,6 +103,7 @@ def measure_sensitivity(
     split: Split = "dev",
     images: int | None = None,
     seed: int = 0,
+    device: torch.device = _CPU,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Measure every layer of a ``ptq`` or ``qat`` checkpoint and write the result as JSON.
@@ -115,6 +118,7 @@ def measure_sensitivity(
         split: The images to measure on.
         images: How many of them, drawn with ``seed``; all if None.
         seed: Decides which.
+        device: Where the network and the images lie meanwhile; it computes in float32.
         progress: Called with the number of layers done.
 
     Raises:
@@ -123,7 +127,7 @@ def measure_sensitivity(
     """
     if checkpoint.facts.kind == "float":
         raise UsageError(f"{checkpoint.path} is not quantized.", hint="Give what `training calibrate` or `qat` wrote.")
-    network = _Switched(checkpoint, dataset, split, images, seed)
+    network = _Switched(checkpoint, dataset, split, images, seed, device)
     header = json.dumps(
         {"checkpoint": checkpoint.sha256, "images": sha256_bytes("\n".join(network.ids).encode()), "data": split}
     )
@@ -177,7 +181,13 @@ class _Switched:
     """A network whose quantizers are switched on in any combination, over images that are preprocessed once."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dataset: Dataset, split_name: Split, images: int | None, seed: int
+        self,
+        checkpoint: Checkpoint,
+        dataset: Dataset,
+        split_name: Split,
+        images: int | None,
+        seed: int,
+        device: torch.device,
     ) -> None:
         split = dataset.split(split_name)
         if images is not None and not 1 <= images <= len(split):
@@ -186,13 +196,12 @@ class _Switched:
         if images is not None:
             chosen = np.sort(np.random.default_rng(seed).choice(len(split), size=images, replace=False))
         preprocessing = checkpoint.facts.preprocessing
-        self._model = checkpoint.model.eval()
+        self._model = checkpoint.model.eval().to(device)
         self._batches: list[Tensor] = []
         for start in range(0, len(chosen), _BATCH):
             pixels = split.pixels(preprocessing, chosen[start : start + _BATCH])
-            self._batches.append(
-                torch.from_numpy(preprocessing.normalise(pixels)).to(memory_format=torch.channels_last)
-            )
+            inputs = torch.from_numpy(preprocessing.normalise(pixels))
+            self._batches.append(inputs.to(device, memory_format=torch.channels_last))
         self.ids = tuple(split.ids[index] for index in chosen)
         self._labels = np.asarray(map_labels(dataset, checkpoint.facts.labels), dtype=np.int64)[split.labels[chosen]]
         self.everything = tuple(quantizer for _, quantizer in quantizers(self._model) if quantizer.enabled)
@@ -200,9 +209,9 @@ class _Switched:
 
     def answers(self, *, on: Sequence[Quantizer]) -> StageOutputs:
         """Return the logits with only these quantizers on."""
-        with _only(on, of=self.everything), torch.inference_mode():
+        with _only(on, of=self.everything), torch.inference_mode(), in_float32():
             # a network may write into its input
-            logits = np.concatenate([self._model(batch.clone()).float().numpy() for batch in self._batches])
+            logits = np.concatenate([self._model(batch.clone()).float().cpu().numpy() for batch in self._batches])
         return StageOutputs(ids=self.ids, labels=self._labels, logits=logits)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from training.calibrate import calibrate
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.quantization import QuantizationSpec
@@ -13,6 +15,8 @@ from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import Progress
 from trtdeploy.onnxgraph.placement import Target
+
+_CPU = torch.device("cpu")
 
 
 def quantized_start(
@@ -24,6 +28,7 @@ def quantized_start(
     toolkit: Toolkit | None = None,
     skip: Sequence[str] = (),
     split_seed: int = 0,
+    device: torch.device = _CPU,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Return a checkpoint with quantizers.
@@ -36,6 +41,7 @@ def quantized_start(
         toolkit: Likewise.
         skip: Likewise; empty is None.
         split_seed: The one that the dataset was opened with.
+        device: Where it is calibrated.
         progress: Called with the number of calibration images done.
 
     Raises:
@@ -54,7 +60,7 @@ def quantized_start(
                 )
         return start
     spec = QuantizationSpec.model_validate(given)
-    calibrate(dataset, start, calibrated, spec=spec, split_seed=split_seed, progress=progress)
+    calibrate(dataset, start, calibrated, spec=spec, split_seed=split_seed, device=device, progress=progress)
     return load_checkpoint(calibrated)
 
 

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from training.predict import in_float32
-from training.quantization import QuantizedLayer
-from training.ranges import quantizers_off
+from training.quantization import QuantizedLayer, quantizers_off
 from trtdeploy.errors import QuantizationError
 
 _MEMORY_BYTES = 2 << 30

@@ -28,7 +28,7 @@ from training.checkpoint import (
 )
 from training.loop import score
 from training.predict import device_of
-from training.quantization import QuantizationSpec, Quantizer, quantize
+from training.quantization import QuantizationSpec, QuantizedLayer, Quantizer, count_layers, quantize
 from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method
 from trtdeploy.datasets import Dataset, Split
@@ -137,15 +137,21 @@ def calibrate(
             image_ids_sha256=sha256_bytes("\n".join(ids).encode()),
             pixels_sha256=pixels_sha256,
             clamped_ranges=clamped,
+            idle_layers=_idle_layers(model),
             candidates=candidates,
             bias_correction=corrected,
         ),
         quantization=spec,
+        layers=count_layers(model, example, spec=spec),
         dev=dev,
         parent_sha256=start.sha256,
     )
     sha256 = save_checkpoint(output, model.state_dict(), facts)
     return SavedCheckpoint(path=output, sha256=sha256, facts=facts, seconds=time.perf_counter() - started)
+
+
+def _idle_layers(model: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, module in model.named_modules() if isinstance(module, QuantizedLayer) and module.idle)
 
 
 def _draw(available: int, images: int | None, seed: int) -> NDArray[np.int64]:

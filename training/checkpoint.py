@@ -18,7 +18,15 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from training.models import DEFAULT_MODEL, create_model
-from training.quantization import QuantizationSpec, quantize, reserve_ranges
+from training.predict import device_of
+from training.quantization import (
+    LayerCount,
+    QuantizationSpec,
+    QuantizedLayer,
+    count_layers,
+    quantize,
+    reserve_ranges,
+)
 from training.weights import read_metadata, read_safetensors, read_torch, refuse_non_finite, shown
 from trtdeploy import __version__
 from trtdeploy.calibration import Method
@@ -102,6 +110,7 @@ class CalibrationFacts(_Facts):
         image_ids_sha256: Over the sorted identifiers, one per line.
         pixels_sha256: Over the decoded pixels, uint8, in the order of the dataset; None if it was not recorded.
         clamped_ranges: How many ranges were 0 and are tiny now.
+        idle_layers: Layers that never ran, and so have no ranges and stay in float.
         candidates: What was tried where the method was to be the best of all; the ranges are those of the best.
         bias_correction: None if there was none.
     """
@@ -113,6 +122,7 @@ class CalibrationFacts(_Facts):
     image_ids_sha256: str
     pixels_sha256: str | None = None
     clamped_ranges: int
+    idle_layers: tuple[str, ...] = ()
     candidates: tuple[CalibrationCandidate, ...] = ()
     bias_correction: BiasCorrectionFacts | None = None
 
@@ -126,6 +136,7 @@ class CheckpointFacts(_Facts):
         labels: Class names; output ``i`` scores ``labels[i]``.
         preprocessing: How images become model input.
         quantization: Where the quantizers are; None for a float checkpoint.
+        layers: Which layers with weights are in INT8, and why the others are not; None for a float checkpoint.
         parent_sha256: Digest of the checkpoint file that this one was made from.
         version: Of trtdeploy, when it was written.
     """
@@ -139,6 +150,7 @@ class CheckpointFacts(_Facts):
     training: TrainingFacts | None = None
     calibration: CalibrationFacts | None = None
     quantization: QuantizationSpec | None = None
+    layers: LayerCount | None = None
     dev: DevMetrics | None = None
     parent_sha256: str | None = None
     version: str = __version__
@@ -230,10 +242,20 @@ def load_checkpoint(
             )
         example = torch.zeros(1, *facts.preprocessing.sample_shape)
         network = quantize(network, facts.quantization, example=example)
+        _leave_idle(path, network, facts)
         reserve_ranges(network)
     _load_strictly(path, network, state, facts)
     check_output_width(network, facts.preprocessing, len(facts.labels), source=str(path))
     return Checkpoint(path=path, model=network.eval(), facts=facts, sha256=sha256_file(path))
+
+
+def layers_of(checkpoint: Checkpoint) -> LayerCount:
+    """Return which layers of a checkpoint are in INT8: as it says, or counted where it does not say."""
+    facts = checkpoint.facts
+    if facts.layers is not None:
+        return facts.layers
+    example = torch.zeros(1, *facts.preprocessing.sample_shape, device=device_of(checkpoint.model))
+    return count_layers(checkpoint.model, example, spec=facts.quantization)
 
 
 def split_seed_of(path: Path) -> int:
@@ -315,6 +337,14 @@ def _parse_facts(path: Path, text: str) -> CheckpointFacts:
         raise CheckpointError(
             f"{path} carries facts that this version does not understand: {where}: {first['msg']}."
         ) from error
+
+
+def _leave_idle(path: Path, network: nn.Module, facts: CheckpointFacts) -> None:
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
+    for name in facts.calibration.idle_layers if facts.calibration else ():
+        if name not in layers:
+            raise CheckpointError(f"{path} says that the layer {name} never ran; {facts.model} has no such layer.")
+        layers[name].leave_in_float()
 
 
 def _size_of(facts: CheckpointFacts) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, layers_of
 from training.predict import predictor
-from training.quantization import exported_pairs
-from training.ranges import quantizers_off
+from training.quantization import LayerCount, exported_pairs, quantizers_off
+from training.quantization.plain_weights import with_plain_weights
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
@@ -31,6 +32,8 @@ from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.runtimes.onnxruntime.direct import direct_runner
 from trtdeploy.runtimes.onnxruntime.session import OPTIMIZE_ALL, OPTIMIZE_NOTHING
 from trtdeploy.tensors import Array
+
+_log = logging.getLogger(__name__)
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -64,6 +67,7 @@ class Exported:
     """What ``export`` wrote.
 
     Attributes:
+        layers: Which layers with weights are in INT8, and why the others are not.
         float_parity: Without the Q/DQ pairs, against the network with its quantizers off.
         parity: As written, against the network as it is.
         seconds: Wall time of all of it.
@@ -74,13 +78,19 @@ class Exported:
     opset: int
     quantize_nodes: int
     dequantize_nodes: int
+    layers: LayerCount
     float_parity: Parity
     parity: Parity
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
-        return {**asdict(self), "path": str(self.path), "seconds": round(self.seconds, 2)}
+        return {
+            **asdict(self),
+            "path": str(self.path),
+            "layers": self.layers.model_dump(mode="json"),
+            "seconds": round(self.seconds, 2),
+        }
 
 
 def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int = 17, images: int = 64) -> Exported:
@@ -102,9 +112,17 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise UsageError(f"--opset {opset} is not offered; choose from {OPSETS[0]} to {OPSETS[1]}.")
     network = checkpoint.model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    layers = layers_of(checkpoint)
+    if layers.decides_by_values:
+        _log.warning(
+            "%s decides by the values of its input what it computes; the exported graph computes what a black image "
+            "decides, for every input",
+            checkpoint.facts.model,
+        )
     shape = checkpoint.facts.preprocessing.sample_shape
-    exported = merge_equal(onnx.load_from_string(trace_to_onnx(network, shape, opset=opset)))
-    scales = [quantizer.scale_array for quantizer in exported_pairs(network, torch.zeros(1, *shape))]
+    plain = with_plain_weights(network)
+    exported = merge_equal(onnx.load_from_string(trace_to_onnx(plain, shape, opset=opset)))
+    scales = [quantizer.scale_array for quantizer in exported_pairs(plain, torch.zeros(1, *shape))]
     check_quantization(exported, scales)
     if checkpoint.facts.quantization is not None and checkpoint.facts.quantization.target == "onnxruntime":
         exported = with_unsigned_activations(exported)
@@ -127,6 +145,7 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
         opset=opset,
         quantize_nodes=_count(exported, "QuantizeLinear"),
         dequantize_nodes=_count(exported, "DequantizeLinear"),
+        layers=layers,
         float_parity=float_parity,
         parity=parity,
         seconds=time.perf_counter() - started,

@@ -295,7 +295,7 @@ def _one_epoch(training: _Training, run: _Run) -> float:
         set_learning_rate(optimizer, schedule.learning_rate_at(step, steps))
         with training.execution.autocast():
             logits = training.parallel(images.clone())  # a network may write into its input; a teacher reads it too
-            loss = training.objective.loss(logits.float(), images, labels)
+            loss = training.objective.loss(_scores(logits, training.model), images, labels)
         losses.append(training.workers.mean(loss))
         step += 1
         if not math.isfinite(losses[-1]):
@@ -316,6 +316,21 @@ def _one_epoch(training: _Training, run: _Run) -> float:
             )
     run.epoch, run.step = epoch, step
     return float(np.mean(losses))
+
+
+def _scores(outputs: object, model: nn.Module) -> Tensor:
+    """Return class scores in float32.
+
+    Raises:
+        TrainingError: In training the network returns something else.
+    """
+    if not isinstance(outputs, Tensor):
+        raise TrainingError(
+            f"In training {type(model).__name__} returns {type(outputs).__name__}; expected one tensor of class scores "
+            "(N, classes). A network with auxiliary heads returns theirs, too.",
+            hint="Let it return the scores alone in training, or train it in a loop of your own.",
+        )
+    return outputs.float()
 
 
 def score_or_fail(

@@ -22,6 +22,7 @@ from training.checkpoint import (
     DevMetrics,
     SavedCheckpoint,
     dataset_facts,
+    layers_of,
     warn_of_other_splits,
 )
 from training.distillation import Distillation, DistillationSettings, check_teacher
@@ -127,6 +128,7 @@ def qat(
         dataset=dataset_facts(dataset, split_seed=split_seed),
         calibration=known.calibration,
         quantization=known.quantization,
+        layers=layers_of(start),
         parent_sha256=start.sha256,
     )
     extra: dict[str, Any] = {"ranges": ranges}

@@ -10,29 +10,18 @@ import torch
 from torch import nn
 
 from training.predict import device_of, in_float32
-from training.quantization import SMALLEST_AMAX, Quantizer, largest_per_channel, quantized_layers, quantizers
+from training.quantization import (
+    SMALLEST_AMAX,
+    Quantizer,
+    largest_per_channel,
+    quantized_layers,
+    quantizers,
+    quantizers_off,
+)
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method, amax_of
 from trtdeploy.errors import QuantizationError
 
 Collector = TypeVar("Collector", bound=AbsMaximum)
-
-
-@contextmanager
-def quantizers_off(model: nn.Module, *, weights: bool = True) -> Iterator[None]:
-    """Let the network compute in float, or on quantized weights if ``weights`` is False.
-
-    Those quantizers that were on are on again afterwards.
-    """
-    switched = [
-        quantizer for _, quantizer in quantizers(model) if quantizer.enabled and (weights or quantizer.of_activation)
-    ]
-    for quantizer in switched:
-        quantizer.disable()
-    try:
-        yield
-    finally:
-        for quantizer in switched:
-            quantizer.enable()
 
 
 @contextmanager
@@ -54,7 +43,9 @@ def observing_inputs(
     Raises:
         QuantizationError: While it runs: a value is not finite; the message names the tensor.
     """
-    collectors = {quantizer: collector() for _, quantizer in quantizers(model) if quantizer.of_activation}
+    collectors = {
+        quantizer: collector() for _, quantizer in quantizers(model) if quantizer.of_activation and quantizer.enabled
+    }
     hooks = [
         quantizer.register_forward_pre_hook(_adding_to(values, quantizer.label))
         for quantizer, values in collectors.items()
@@ -84,21 +75,31 @@ def fix_ranges(
         method: See ``trtdeploy.calibration.amax_of``.
         percentile: Of the method of that name.
 
+    A layer that never ran, such as an auxiliary head, stays in float for good (``QuantizedLayer.idle``), unless it has
+    a range from before.
+
     Returns:
         How many ranges were 0, because a tensor never varied or a channel is dead, and are tiny now.
 
     Raises:
-        QuantizationError: A layer never ran, or a range is not finite.
+        QuantizationError: No layer ran, or a range is not finite.
     """
-    found = []
-    for quantizer, values in collected.items():
-        if not values.n:
-            raise QuantizationError(
-                f"{quantizer.label} was never computed during calibration, so it has no range.",
-                hint="Remove layers that the network does not run from the model.",
-            )
-        found.append((quantizer, torch.tensor(amax_of(values, method, percentile=percentile))))
-    found += [(layer.weight_quantizer, largest_per_channel(layer)) for layer in quantized_layers(model)]
+    for layer in quantized_layers(model):
+        values = collected.get(layer.input_quantizer)
+        if values is not None and not values.n and layer.input_quantizer.amax is None:
+            layer.leave_in_float()
+    layers = [layer for layer in quantized_layers(model) if not layer.idle]
+    if not layers:
+        raise QuantizationError(
+            "No layer that could be quantized was computed during calibration.",
+            hint="Let the network's forward, in evaluation, call its layers as modules.",
+        )
+    found = [
+        (quantizer, torch.tensor(amax_of(values, method, percentile=percentile)))
+        for quantizer, values in collected.items()
+        if values.n
+    ]
+    found += [(layer.weight_quantizer, largest_per_channel(layer)) for layer in layers]
     clamped, device = 0, device_of(model)
     for quantizer, amax in found:
         if not bool(torch.isfinite(amax).all()):

@@ -63,7 +63,9 @@ def record(
         stage,
         evaluation.outputs,
         seconds=evaluation.seconds,
-        source={"file": str(file), "sha256": sha256, "command": command, "device": device} | _calibration(facts),
+        source={"file": str(file), "sha256": sha256, "command": command, "device": device}
+        | _calibration(facts)
+        | _layers(facts),
         dataset={"name": Path(dataset.name).name, "fingerprint": dataset.fingerprint},
         latency_ms=round(median_latency_ms(lambda: predict(image)), 4),
     )
@@ -80,6 +82,11 @@ def _calibration(facts: CheckpointFacts) -> dict[str, str]:
         "calibration_pixels_sha256": calibration.pixels_sha256,
     }
     return {name: digest for name, digest in known.items() if digest is not None}
+
+
+def _layers(facts: CheckpointFacts) -> dict[str, Any]:
+    """Say how many layers are in INT8, and which are not, of a quantized network."""
+    return {} if facts.layers is None else {"layers": facts.layers.summary()}
 
 
 def has_stage(ledger: Path, stage: Stage) -> bool:

@@ -10,7 +10,14 @@ from torch import nn
 
 from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.quantization import SMALLEST_AMAX, QuantizationSpec, quantize, quantized_layers, quantizers
+from training.quantization import (
+    SMALLEST_AMAX,
+    QuantizationSpec,
+    count_layers,
+    quantize,
+    quantized_layers,
+    quantizers,
+)
 from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
 from trtdeploy.errors import CheckpointError, QuantizationError, UsageError
@@ -106,18 +113,43 @@ def test_values_that_are_not_finite_are_named():
         ranges_after(network, torch.rand(2, 1, 4, 4))
 
 
-def test_a_layer_that_never_runs_is_named():
-    class Idle(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used = nn.Linear(2, 2)
-            self.idle = nn.Linear(2, 2)
+class Idle(nn.Module):
+    """One layer never runs in evaluation."""
 
+    def __init__(self):
+        super().__init__()
+        self.used = nn.Linear(2, 2)
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_a_layer_that_never_runs_stays_in_float_and_is_named():
+    network = quantize(Idle().eval(), example=torch.rand(1, 2))
+    with observing_inputs(network) as histograms:
+        network(torch.rand(3, 2))
+    fix_ranges(network, histograms)
+    assert [layer.idle for layer in quantized_layers(network)] == [False, True]
+    network(torch.rand(3, 2))
+    count = count_layers(network, torch.rand(1, 2))
+    assert count.quantized == ("used",)
+    assert [(layer.name, layer.reason) for layer in count.in_float] == [
+        ("idle", "it never ran on the calibration data")
+    ]
+    assert not any("idle" in name and "_amax" in name for name in network.state_dict())
+
+
+def test_a_network_of_which_no_layer_runs_is_refused():
+    class Nothing(Idle):
         def forward(self, x):
-            return self.used(x)
+            return x * 2
 
-    with pytest.raises(QuantizationError, match=r"idle\.input was never computed"):
-        ranges_after(Idle(), torch.rand(3, 2))
+    network = quantize(Nothing().eval(), example=torch.rand(1, 2))
+    with observing_inputs(network) as histograms:
+        network(torch.rand(3, 2))
+    with pytest.raises(QuantizationError, match="No layer that could be quantized was computed"):
+        fix_ranges(network, histograms)
 
 
 def test_the_checkpoint_says_how_it_was_calibrated(digits, float_file, tmp_path):

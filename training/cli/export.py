@@ -51,5 +51,7 @@ def export(
                     output, start.facts, dataset, ledger, "training export", display
                 )
                 text += f"; test top-1 {shown_top1(facts['ledger'])}"
+            if exported.quantize_nodes:
+                text += f"\n{exported.layers.text()}"
             display.finish()
             print_facts(facts, text, as_json=as_json)

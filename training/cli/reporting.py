@@ -58,6 +58,7 @@ def report(
     if dev is not None:
         scored = "dev top-1" if dev.against == "labels" else "dev agreement with the teacher"
         text += f", {scored} {dev.top1:.2f}% on {dev.n} images, {saved.seconds:.1f} s"
+    layers = saved.facts.layers
     if ledger is not None:
         from training.checkpoint import load_checkpoint
 
@@ -67,7 +68,7 @@ def report(
         )
         text += f"; test top-1 {shown_top1(facts['ledger'])}"
     display.finish()
-    print_facts(facts, text, as_json=as_json)
+    print_facts(facts, text if layers is None else f"{text}\n{layers.text()}", as_json=as_json)
 
 
 def shown_top1(record: dict[str, Any]) -> str:

@@ -100,6 +100,7 @@ def sensitivity(
                 f"{'':24} {alone.kl:9.2e} {ratio:>8} {alone.difference.difference.value:+7.2f}   "
                 f"{left_out.difference.difference.value:+22.2f}  {row.title}"
             )
+        lines += [f"  in float: {layer.name} ({layer.reason})" for layer in found.in_float]
         display.finish()
         facts = {"output": str(output), "checkpoint": str(network.path), **found.model_dump(mode="json")}
         print_facts(facts, "\n".join(lines), as_json=as_json)

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from training.quantization.folding import fold_batch_norms, take_silu_apart
+from training.quantization.layer_count import count_layers
 from training.quantization.layers import QuantizedLayer, channel_shape, is_quantizable, quantized_twin
 from training.quantization.placement import Placement, Placer, Wanted
 from training.quantization.quantizer import Quantizer, quantizers
@@ -57,9 +58,9 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
     names = [name for name, module in model.named_modules() if is_quantizable(module)]
     if not names:
         raise QuantizationError(
-            f"{type(model).__name__} has no layer that could be quantized: no submodule is exactly a convolution or a "
-            "linear layer of torch.nn.",
-            hint="Subclasses are left alone on purpose; build the network from the plain layers.",
+            f"{type(model).__name__} has no layer that could be quantized: no submodule computes as a convolution or a "
+            f"linear layer of torch.nn does. It has {count_layers(model, example, spec=spec).text()}",
+            hint="Build the network from the layers of torch.nn.",
         )
     spec.require_matches(names)
     if all(map(spec.skips, names)):
@@ -127,9 +128,11 @@ def reserve_ranges(model: nn.Module) -> None:
     Without it, the library creates missing buffers while loading, and only on a GPU.
     """
     for _, quantizer in quantizers(model):
-        if quantizer.of_activation:
+        if quantizer.of_activation and quantizer.enabled:
             quantizer.set_amax(torch.ones(()))
     for layer in quantized_layers(model):
+        if layer.idle:
+            continue
         layer.weight_quantizer.set_amax(torch.ones(channel_shape(layer)))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from training.quantization.quantizer import Quantizer
 from training.quantization.toolkits import Toolkit, make_quantizer
@@ -19,6 +20,7 @@ WEIGHTED = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class QuantizedLayer(nn.Module):
@@ -27,12 +29,14 @@ class QuantizedLayer(nn.Module):
     Attributes:
         quantizes_input: The layer itself calls ``_input_quantizer``. Otherwise the graph around it does, or another
             quantizer already sits on the tensor.
+        idle: It has no ranges, because it never ran on calibration data, and computes in float.
     """
 
     weight: Tensor
     _weight_quantizer: Quantizer
     _input_quantizer: Quantizer
     quantizes_input: bool
+    idle: bool = False
 
     @property
     def input_quantizer(self) -> Quantizer:
@@ -52,6 +56,12 @@ class QuantizedLayer(nn.Module):
     def weight_quantizer(self) -> Quantizer:
         """The quantizer of the weight."""
         return self._weight_quantizer
+
+    def leave_in_float(self) -> None:
+        """Compute in float for good, without ranges."""
+        self.idle = True
+        self.input_quantizer.disable()
+        self.weight_quantizer.disable()
 
 
 class _QuantizedConv(QuantizedLayer):
@@ -112,38 +122,71 @@ class QuantizedConvTranspose3d(_QuantizedTransposed, nn.ConvTranspose3d):
     """A ConvTranspose3d with quantizers."""
 
 
-class QuantizedLinear(QuantizedLayer, nn.Linear):
-    """A Linear with quantizers."""
+class _QuantizedLinear(QuantizedLayer):
+    bias: Any
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - see above
         values = self._input_quantizer(input) if self.quantizes_input else input
         return nn.functional.linear(values, self._weight_quantizer(self.weight), self.bias)
 
 
+class QuantizedLinear(_QuantizedLinear, nn.Linear):
+    """A Linear with quantizers."""
+
+
+_TWINS: dict[type[nn.Module], type[QuantizedLayer]] = {
+    nn.Conv1d: QuantizedConv1d,
+    nn.Conv2d: QuantizedConv2d,
+    nn.Conv3d: QuantizedConv3d,
+    nn.ConvTranspose1d: QuantizedConvTranspose1d,
+    nn.ConvTranspose2d: QuantizedConvTranspose2d,
+    nn.ConvTranspose3d: QuantizedConvTranspose3d,
+    nn.Linear: QuantizedLinear,
+}
+_COMPUTING = ("forward", "_conv_forward", "_output_padding")
+
+
+def computes_as(layer: nn.Module) -> type[nn.Module] | None:
+    """Return the class of torch.nn as which a layer computes; None if it is none, or computes in a way of its own.
+
+    That is its own class, or the base of a subclass that changes how the layer or its weight is made, not what is
+    computed with them: a constructor of its own, or a weight that is parametrized (``torch.nn.utils.parametrize``).
+    """
+    for kind in WEIGHTED:
+        if isinstance(layer, kind):
+            same = all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in _COMPUTING)
+            return kind if same and type(layer) is not NonDynamicallyQuantizableLinear else None
+    return None
+
+
 def is_quantizable(layer: nn.Module) -> bool:
     """Return whether ``quantized_twin`` knows a layer."""
-    transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    return type(layer) in WEIGHTED and not (transposed and layer.groups != 1)
+    return computes_as(layer) is not None and why_not_quantizable(layer) is None
+
+
+def why_not_quantizable(layer: nn.Module) -> str | None:
+    """Return why a convolution or linear layer has no quantized twin; None if it has one."""
+    if computes_as(layer) is None:
+        base = next((kind.__name__ for kind in WEIGHTED if isinstance(layer, kind)), "layer")
+        return f"{type(layer).__name__}, a subclass of nn.{base}, computes in a way of its own"
+    if isinstance(layer, _TRANSPOSED) and layer.groups != 1:
+        return "a transposed convolution with groups spreads its output channels over two axes"
+    return None
 
 
 def quantized_twin(layer: nn.Module, path: str, toolkit: Toolkit) -> QuantizedLayer | None:
     """Return a layer that shares everything with ``layer``, with quantizers; None if it is of no known class.
 
-    Only the exact classes are known: a subclass may compute something else. A transposed convolution with groups is
+    A subclass is known if it computes what its base does, see ``computes_as``. A transposed convolution with groups is
     not taken, because the axis of its output channels is spread over two.
     """
-    twins: dict[type[nn.Module], type[QuantizedLayer]] = {
-        nn.Conv1d: QuantizedConv1d,
-        nn.Conv2d: QuantizedConv2d,
-        nn.Conv3d: QuantizedConv3d,
-        nn.ConvTranspose1d: QuantizedConvTranspose1d,
-        nn.ConvTranspose2d: QuantizedConvTranspose2d,
-        nn.ConvTranspose3d: QuantizedConvTranspose3d,
-        nn.Linear: QuantizedLinear,
-    }
-    if not is_quantizable(layer):
+    base = computes_as(layer)
+    if base is None or not is_quantizable(layer):
         return None
-    kind = twins[type(layer)]
+    kind = _TWINS[base]
+    if type(layer) is not base:
+        mixin = next(each for each in kind.__bases__ if issubclass(each, QuantizedLayer))
+        kind = type(f"Quantized{type(layer).__name__}", (mixin, type(layer)), {})
     transposed = issubclass(kind, _QuantizedTransposed)
     twin = kind.__new__(kind)
     twin.__dict__ = {name: value.copy() if isinstance(value, dict) else value for name, value in layer.__dict__.items()}
@@ -151,6 +194,11 @@ def quantized_twin(layer: nn.Module, path: str, toolkit: Toolkit) -> QuantizedLa
     twin._weight_quantizer = make_quantizer(f"{path}.weight", axis=1 if transposed else 0, toolkit=toolkit)
     twin.quantizes_input = True
     return twin.train(layer.training)
+
+
+def plain_twin_of(layer: QuantizedLayer) -> type[QuantizedLayer]:
+    """Return the class of a quantized layer whose weight is a plain parameter, and which computes the same."""
+    return next(twin for base, twin in _TWINS.items() if isinstance(layer, base))
 
 
 def channel_shape(layer: QuantizedLayer) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from training.quantization.evaluation import NOTHING_MODULES, tensor_in_evaluation
-from training.quantization.layers import WEIGHTED, is_quantizable
+from training.quantization.layers import computes_as, is_quantizable
 from trtdeploy.onnxgraph.groups import Groups
 from trtdeploy.onnxgraph.placement import Target
 
@@ -224,7 +224,7 @@ class Placer:
                 yield from self._commuting_results(user)
 
     def _is_layer(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and type(self._modules[str(node.target)]) in WEIGHTED
+        return node.op == "call_module" and computes_as(self._modules[str(node.target)]) is not None
 
     def _is_switch(self, node: fx.Node) -> bool:
         """Return whether a node is a module without weights that was left whole, such as stochastic depth."""

@@ -7,6 +7,7 @@ Symmetric INT8: inputs per tensor, weights per output channel; ``scale = amax / 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,3 +103,21 @@ def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
     for name, module in model.named_modules():
         if isinstance(module, Quantizer):
             yield name, module
+
+
+@contextmanager
+def quantizers_off(model: nn.Module, *, weights: bool = True) -> Iterator[None]:
+    """Let the network compute in float, or on quantized weights if ``weights`` is False.
+
+    Those quantizers that were on are on again afterwards.
+    """
+    switched = [
+        quantizer for _, quantizer in quantizers(model) if quantizer.enabled and (weights or quantizer.of_activation)
+    ]
+    for quantizer in switched:
+        quantizer.disable()
+    try:
+        yield
+    finally:
+        for quantizer in switched:
+            quantizer.enable()

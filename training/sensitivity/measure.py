@@ -20,9 +20,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, layers_of
 from training.predict import in_float32
-from training.quantization import QuantizedLayer, Quantizer, quantizers
+from training.quantization import FloatLayer, QuantizedLayer, Quantizer, quantizers
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import Progress, map_labels
@@ -84,6 +84,8 @@ class LayerSensitivity(_Facts):
 class Sensitivity(_Facts):
     """What ``measure_sensitivity`` found; ``layers`` come worst first, by ``only_quantized.kl``.
 
+    ``in_float`` names the layers with weights that are not quantized, so that nothing could be measured.
+
     The order is that of the divergence and not of the accuracy, which moves in steps of one sample.
     """
 
@@ -93,6 +95,7 @@ class Sensitivity(_Facts):
     float_top1: Interval
     quantized: Effect
     layers: tuple[LayerSensitivity, ...]
+    in_float: tuple[FloatLayer, ...] = ()
 
 
 def measure_sensitivity(
@@ -159,6 +162,7 @@ def measure_sensitivity(
         float_top1=exact.top1,
         quantized=_effect(quantized, against=exact, exact=exact),
         layers=tuple(sorted((done[unit.key] for unit in units), key=lambda row: -row.only_quantized.kl)),
+        in_float=layers_of(checkpoint).in_float,
     )
     atomic_write(output, found.model_dump_json(indent=2) + "\n")
     kept.unlink()
@@ -218,7 +222,7 @@ class _Switched:
 def _units(model: nn.Module, everything: Sequence[Quantizer]) -> Iterator[_Unit]:
     taken: set[Quantizer] = set()
     for name, module in model.named_modules():
-        if isinstance(module, QuantizedLayer):
+        if isinstance(module, QuantizedLayer) and not module.idle:
             own = (module.input_quantizer, module.weight_quantizer)
             taken.update(own)
             yield _Unit(name, "layer", tuple(quantizer for quantizer in own if quantizer in everything))

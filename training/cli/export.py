@@ -52,6 +52,6 @@ def export(
                 )
                 text += f"; test top-1 {shown_top1(facts['ledger'])}"
             if exported.quantize_nodes:
-                text += f"\n{exported.layers.text()}"
+                text += f"; {exported.layers.text()}"
             display.finish()
             print_facts(facts, text, as_json=as_json)

@@ -68,7 +68,7 @@ def report(
         )
         text += f"; test top-1 {shown_top1(facts['ledger'])}"
     display.finish()
-    print_facts(facts, text if layers is None else f"{text}\n{layers.text()}", as_json=as_json)
+    print_facts(facts, text if layers is None else f"{text}; {layers.text()}", as_json=as_json)
 
 
 def shown_top1(record: dict[str, Any]) -> str:

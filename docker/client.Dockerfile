@@ -4,7 +4,7 @@
 FROM python:3.12-slim-bookworm
 RUN ["useradd", "--uid", "1000", "--create-home", "trtdeploy"]
 WORKDIR /src
-COPY pyproject.toml README.md constraints.txt ./
+COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY trtdeploy trtdeploy
 COPY training training
 RUN ["python", "-m", "pip", "install", "--no-cache-dir", "--constraint", "constraints.txt", ".[triton]"]

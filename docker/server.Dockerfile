@@ -8,7 +8,7 @@ ARG TRITON_RELEASE=26.05
 
 FROM python:3.12-slim-bookworm AS wheel
 WORKDIR /src
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY trtdeploy trtdeploy
 COPY training training
 RUN ["python", "-m", "pip", "wheel", "--no-cache-dir", "--no-deps", "--wheel-dir", "/wheels", "."]

@@ -28,12 +28,12 @@ from training.quantization import (
     reserve_ranges,
 )
 from training.weights import read_metadata, read_safetensors, read_torch, refuse_non_finite, shown
-from trtdeploy import __version__
 from trtdeploy.calibration import Method
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import CheckpointError
 from trtdeploy.files import atomic_write, sha256_file
 from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.version import __version__
 
 _log = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ def load_checkpoint(
             raise CheckpointError(
                 f"{path} is quantized ({facts.kind}) but does not say where its quantizers are; an older version wrote "
                 "it.",
-                hint="Calibrate the float checkpoint again: python -m training calibrate",
+                hint="Calibrate the float checkpoint again: trtdeploy train calibrate",
             )
         example = torch.zeros(1, *facts.preprocessing.sample_shape)
         network = quantize(network, facts.quantization, example=example)
@@ -370,7 +370,7 @@ def _load_strictly(path: Path, network: nn.Module, state: Mapping[str, Tensor], 
         raise CheckpointError(
             f"{path} does not fit {facts.model} with {len(facts.labels)} classes. Keys: {'; '.join(problems)}.",
             hint="An older version put quantizers elsewhere in this network. Calibrate the float checkpoint again: "
-            "python -m training calibrate"
+            "trtdeploy train calibrate"
             if only_quantizers
             else "Give the --model it was trained as, and the --data it was trained on.",
         )

@@ -100,7 +100,7 @@ def fit(
         if start.facts.kind != "float":
             raise UsageError(
                 f"{start.path} is a {start.facts.kind} checkpoint; fit starts from a float one.",
-                hint="Fine-tune a quantized checkpoint with: python -m training qat",
+                hint="Fine-tune a quantized checkpoint with: trtdeploy train qat",
             )
         warn_of_other_splits(start, dataset)
         network, known = start.model, start.facts

@@ -117,7 +117,7 @@ def qat(
     if known.kind == "float":
         raise UsageError(
             f"{start.path} is a float checkpoint; qat starts from a calibrated one.",
-            hint="Calibrate it first: python -m training calibrate",
+            hint="Calibrate it first: trtdeploy train calibrate",
         )
     warn_of_other_splits(start, dataset)
     facts = CheckpointFacts(

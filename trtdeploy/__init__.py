@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtdeploy import errors
 from trtdeploy.errors import TrtDeployError
+from trtdeploy.version import __version__
 
 if TYPE_CHECKING:
     from trtdeploy.building import BuildConfig, build
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from trtdeploy.ledger import Ledger
     from trtdeploy.preprocessing import Preprocessing
     from trtdeploy.tensors import ShapeRange, TensorSpec
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BuildConfig",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
-import trtdeploy
 from trtdeploy.errors import BuildError, UsageError
 from trtdeploy.files import keep_inputs, same_file, sha256_bytes
+from trtdeploy.isolated_build import build_in_child
 from trtdeploy.ledger import Ledger
 from trtdeploy.model_precision import with_precision
 from trtdeploy.onnxgraph.finite_weights import require_finite_weights
@@ -17,6 +17,7 @@ from trtdeploy.runtimes import get_runtime
 from trtdeploy.runtimes.base import BuildProgress
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.timing_cache.sidecar import sidecar_path
+from trtdeploy.version import __version__
 
 __all__ = ["BuildConfig", "build"]
 
@@ -49,8 +50,6 @@ def build(
     config = config or BuildConfig()
     _keep_files(output, config, model, ledger)
     if config.isolate:
-        from trtdeploy.isolated_build import build_in_child
-
         where = None if ledger is None else Path(ledger)
         return build_in_child(Path(model), Path(output), config, ledger=where, progress=progress)
     runtime = get_runtime(config.runtime)
@@ -59,7 +58,7 @@ def build(
     summary = Ledger(ledger).summary() if ledger is not None else None
     built = runtime.build(with_precision(source, config), config, progress=progress)
     manifest = Manifest(
-        trtdeploy_version=trtdeploy.__version__,
+        trtdeploy_version=__version__,
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         runtime=RuntimeFacts.model_validate({"name": runtime.name, "version": runtime.version}),
         device=built.device,

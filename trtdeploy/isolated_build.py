@@ -1,17 +1,15 @@
 """A build in a process of its own: a crash of the builder, or memory that it leaks, ends with that process.
 
 Parent and child speak JSON: the job on the child's stdin, one line per step of progress and one for the end on its
-stdout. The child writes plan and manifest itself, as atomically as ever.
+stdout (``build_worker``). The child writes plan and manifest itself, as atomically as ever.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 from trtdeploy import errors
 from trtdeploy.errors import BuildError, TrtDeployError
+from trtdeploy.module_command import module_command
 from trtdeploy.plan import Plan, read_manifest
 from trtdeploy.runtimes.base import BuildProgress
 from trtdeploy.runtimes.config import BuildConfig
@@ -43,7 +42,7 @@ def build_in_child(
         "config": config.model_copy(update={"isolate": False}).model_dump(mode="json"),
         "ledger": None if ledger is None else str(ledger),
     }
-    command = [sys.executable, "-m", "trtdeploy.isolated_build"]
+    command = module_command("trtdeploy.build_worker")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
             _hand_over(child, job)
@@ -102,37 +101,3 @@ def _rebuilt(facts: dict[str, Any]) -> TrtDeployError:
 
 def _describe(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def main() -> int:
-    """Read a job from stdin, build, report on stdout."""
-    # whatever a library prints on stdout, from C too, must not get between the lines
-    report = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    from trtdeploy.building import build
-
-    def tell(message: dict[str, Any]) -> None:
-        report.write(json.dumps(message) + "\n")
-        report.flush()
-
-    job = json.load(sys.stdin)
-    try:
-        build(
-            job["model"],
-            job["output"],
-            BuildConfig.model_validate(job["config"]),
-            ledger=job["ledger"],
-            progress=lambda phase, done, total: tell({"progress": [phase, done, total]}),
-        )
-    except TrtDeployError as error:
-        facts = {"type": type(error).__name__, "message": error.message}
-        tell({"error": {**facts, "hint": error.hint, "log_lines": list(error.log_lines)}})
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    tell({"done": True})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

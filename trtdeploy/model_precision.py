@@ -30,7 +30,7 @@ def with_precision(source: SourceModel, config: BuildConfig) -> SourceModel:
         if not any(quantized_nodes(proto).values()):
             raise QuantizationError(
                 f"--precision explicit was asked for, and {source.path} has no layer with Q/DQ on input and weights.",
-                hint="Export a calibrated model (python -m training export), or give dynamic ranges: --ranges FILE",
+                hint="Export a calibrated model (trtdeploy train export), or give dynamic ranges: --ranges FILE",
             )
         # the same form that ranges lead to: equal scales make equal models, whichever way they came
         proto = canonical_qdq(proto)

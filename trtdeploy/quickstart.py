@@ -1,6 +1,6 @@
 """The whole road with one call: train, calibrate, fine-tune, export, build, package, serve, validate.
 
-Training happens in ``python -m training`` commands, as a user would type them: torch never enters this process.
+Training happens in ``trtdeploy train`` commands, as a user would type them: torch never enters this process.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from trtdeploy.datasets import open_dataset
 from trtdeploy.engine import Engine
 from trtdeploy.errors import RuntimeUnavailableError, TrtDeployError, UsageError
 from trtdeploy.ledger import Ledger, Stage, StageRecord
+from trtdeploy.module_command import module_command
 from trtdeploy.tensors import ShapeRange
 from trtdeploy.triton.client import connect
 from trtdeploy.triton.installation import find_tritonserver
@@ -268,10 +269,9 @@ def _run_training(title: str, arguments: Sequence[str], display: Display) -> Non
     Raises:
         TrtDeployError: It failed; it has printed why.
     """
-    command = [sys.executable, "-m", "training", *arguments]
-    display.step(title, shlex.join(["python", *command[1:]]))
+    display.step(title, shlex.join(["trtdeploy", "train", *arguments]))
     # its one line of facts goes to stderr like all progress: stdout is for the table
-    process = subprocess.Popen(command, stdout=sys.stderr)
+    process = subprocess.Popen(module_command("trtdeploy", "train", *arguments), stdout=sys.stderr)
     try:
         code = process.wait()
     except BaseException:

@@ -31,6 +31,8 @@ def quickstart(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("quickstart")
+    # a file of the user's own, which is not what trains
+    (folder / "training.py").write_text("raise SystemExit('the file of the user was run')\n")
     small = ["--model", "tiny_model:tiny", "--epochs", "2", "--qat-steps", "20"]
     return folder, quickstart(*small, "--output", "out", folder=folder)
 

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx_graphs import batch_profile, block_network, save
 
-import trtdeploy
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import locked
@@ -130,7 +129,7 @@ def test_another_model_shape_thread_count_or_version_is_measured_anew(
     assert not tactic_of(source, cache, opt=2).cached
     assert not tactic_of(source, cache, threads=5).cached
     assert not tactic_of(save(block_network(seed=1, channels=8), tmp_path / "other.onnx"), cache).cached
-    monkeypatch.setattr(trtdeploy, "__version__", "0.0.0")
+    monkeypatch.setattr(builder, "__version__", "0.0.0")
     assert not tactic_of(source, cache).cached
     monkeypatch.undo()
     monkeypatch.setattr(builder, "processor_name", lambda: "another processor")

@@ -21,7 +21,7 @@ from trtdeploy.errors import RuntimeUnavailableError
 def quantizer_with(amax: float) -> tuple[Quantizer, LearnedRange]:
     quantizer = make_quantizer("x", axis=None)
     quantizer.set_amax(torch.tensor(amax))
-    quantizer.learned_range = LearnedRange(quantizer)
+    quantizer.learned_range = LearnedRange(quantizer.amax, quantizer.label)
     return quantizer, quantizer.learned_range
 
 

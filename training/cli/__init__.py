@@ -1,1 +1,1 @@
-"""The command line of ``python -m training``: one module a command."""
+"""The command line of ``trtdeploy train``: one module a command."""

@@ -1,4 +1,4 @@
-"""``training auto``."""
+"""``trtdeploy train auto``."""
 
 from __future__ import annotations
 

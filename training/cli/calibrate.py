@@ -1,4 +1,4 @@
-"""``training calibrate``."""
+"""``trtdeploy train calibrate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``training evaluate``."""
+"""``trtdeploy train evaluate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``training export``."""
+"""``trtdeploy train export``."""
 
 from __future__ import annotations
 

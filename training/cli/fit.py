@@ -1,4 +1,4 @@
-"""``training fit``."""
+"""``trtdeploy train fit``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``training qat``."""
+"""``trtdeploy train qat``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``training sensitivity``."""
+"""``trtdeploy train sensitivity``."""
 
 from __future__ import annotations
 

@@ -11,25 +11,29 @@ logarithm is ``sum(g * (y - x))``. Adam divides each gradient by its own size, s
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from training.quantization.quantizer import Quantizer
 
 _LOWEST, _HIGHEST = -128, 127
 _SMALLEST_LOG, _LARGEST_LOG = math.log(1e-8), math.log(1e30)
 
 
 class LearnedRange:
-    """The logarithm of the one range of ``quantizer``, as a parameter that the quantizer's state dict does not have."""
+    """The logarithm of one range, as a parameter that no state dict has.
 
-    def __init__(self, quantizer: Quantizer) -> None:
-        amax = quantizer.amax
+    Args:
+        amax: A quantizer's range; ``write_back`` changes it in place.
+        label: What messages call the quantized tensor.
+
+    Raises:
+        ValueError: ``amax`` is not one number.
+    """
+
+    def __init__(self, amax: Tensor | None, label: str) -> None:
         if amax is None or amax.numel() != 1:
-            raise ValueError(f"{quantizer.label} has no single range")
+            raise ValueError(f"{label} has no single range")
         self._amax: Tensor = amax
         self.log_amax = nn.Parameter(amax.detach().float().reshape(()).log())
 

@@ -28,7 +28,7 @@ class LearnedRanges:
         self._by_name: dict[str, LearnedRange] = {}
         for name, quantizer in quantizers(model):
             if quantizer.of_activation and quantizer.enabled:
-                quantizer.learned_range = self._by_name[name] = LearnedRange(quantizer)
+                quantizer.learned_range = self._by_name[name] = LearnedRange(quantizer.amax, quantizer.label)
         self._layers = [layer for layer in quantized_layers(model) if layer.weight_quantizer.enabled]
 
     def parameters(self) -> list[nn.Parameter]:

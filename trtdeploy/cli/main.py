@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-import trtdeploy
 from trtdeploy.cli import (
     build,
     cache,
@@ -20,10 +19,12 @@ from trtdeploy.cli import (
     quickstart,
     repository,
     serving,
+    train,
     validate,
     versions,
 )
 from trtdeploy.cli.console import interrupt, show_warnings
+from trtdeploy.version import __version__
 
 app = typer.Typer(
     name="trtdeploy",
@@ -37,6 +38,7 @@ app = typer.Typer(
 for module in (
     quickstart,
     doctor,
+    train,
     quantize,
     lint,
     build,
@@ -54,7 +56,7 @@ for module in (
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"trtdeploy {trtdeploy.__version__}")
+        typer.echo(f"trtdeploy {__version__}")
         raise typer.Exit
 
 

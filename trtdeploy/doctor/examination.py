@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +17,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import trtdeploy
 from trtdeploy.doctor.machine import CacheFolder, Driver, Gpu, Library, Machine, Server
 from trtdeploy.doctor.probe import PROBES
 from trtdeploy.errors import RuntimeUnavailableError
+from trtdeploy.module_command import module_command
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
 from trtdeploy.triton.installation import cache_folder, find_tritonserver
+from trtdeploy.version import __version__
 
 PROBE_LIMIT_S = 90.0
 """Seconds that a library may take to answer; torch on a cold disk is the slowest."""
@@ -52,7 +52,7 @@ def examine(*, probe_limit_s: float = PROBE_LIMIT_S) -> Machine:
         answers = {name: probe.result() for name, probe in probes.items()}
         driver = read_driver(answers["cuda-python"], smi.result())
     return Machine(
-        trtdeploy=trtdeploy.__version__,
+        trtdeploy=__version__,
         python=platform.python_version(),
         platform=platform.platform(),
         cpu=f"{processor_name()} ({instruction_sets()})",
@@ -65,7 +65,7 @@ def examine(*, probe_limit_s: float = PROBE_LIMIT_S) -> Machine:
 
 def run_probe(name: str, *, limit_s: float = PROBE_LIMIT_S) -> dict[str, Any]:
     """Look at one library; a crash, a hang or nonsense of it is an answer too."""
-    command = [sys.executable, "-m", "trtdeploy.doctor.probe", name]
+    command = module_command("trtdeploy.doctor.probe", name)
     try:
         process = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit_s)
     except subprocess.TimeoutExpired:

@@ -87,7 +87,7 @@ def commands(machine: Machine, able: dict[str, Ability]) -> dict[str, Command]:
         "serve": _command(server),
         "validate --plan": runs,
         "validate --url": _command(client),
-        "python -m training": _command(untrained),
+        "train": _command(untrained),
     }
 
 

@@ -68,7 +68,7 @@ def load_source(path: str | Path) -> SourceModel:
     except (DecodeError, ValueError) as error:
         raise ModelError(
             f"{source} is not an ONNX model: it cannot be parsed ({error}).",
-            hint="It may be truncated, or a checkpoint; export one with: python -m training export",
+            hint="It may be truncated, or a checkpoint; export one with: trtdeploy train export",
         ) from error
     # Many byte strings parse as an empty message: protobuf has no magic number.
     if not proto.graph.node or not proto.opset_import:

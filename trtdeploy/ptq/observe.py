@@ -81,6 +81,6 @@ def serialized(model: onnx.ModelProto) -> bytes:
     except Exception as error:  # protobuf's EncodeError, or ValueError, depending on its implementation
         raise ModelError(
             f"The model does not fit into one ONNX file of at most 2 GiB ({error}).",
-            hint="Quantize it in parts, or quantize the checkpoint with: python -m training calibrate",
+            hint="Quantize it in parts, or quantize the checkpoint with: trtdeploy train calibrate",
         ) from error
     return content

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-import trtdeploy
 from trtdeploy.datasets.dataset import Dataset
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Manifest, PrecisionFacts
 from trtdeploy.report.disagreements import Disagreement, worst_disagreements
 from trtdeploy.statistics import Interval, PairedDifference
 from trtdeploy.validation import Examination, Target, ValidationReport
+from trtdeploy.version import __version__
 
 _BINS = 40
 
@@ -198,7 +198,7 @@ def _provenance(
             "onnx file": manifest.onnx.file,
             "onnx sha256": manifest.onnx.sha256,
         }
-    facts["trtdeploy"] = trtdeploy.__version__
+    facts["trtdeploy"] = __version__
     facts["python"] = platform.python_version()
     facts["client machine"] = f"{platform.system()} {platform.machine()}"
     return facts

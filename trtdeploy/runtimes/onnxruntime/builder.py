@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import onnxruntime
 
-import trtdeploy
 from trtdeploy.errors import BuildError, ModelError, TimingCacheError, UsageError
 from trtdeploy.onnxgraph.layers import QuantizationCount, count_quantized
 from trtdeploy.onnxgraph.source import SourceModel
@@ -26,6 +25,7 @@ from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, m
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
 from trtdeploy.tensors import Array, random_inputs
 from trtdeploy.timing_cache import TimingCache
+from trtdeploy.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _timings(
 ) -> tuple[dict[str, float], bool]:
     """Return the median milliseconds of every candidate, from the cache where it has all of them."""
     shapes = ",".join(f"{name}={'x'.join(map(str, array.shape))}" for name, array in inputs.items())
-    software = f"trtdeploy {trtdeploy.__version__}, onnxruntime {onnxruntime.__version__}"
+    software = f"trtdeploy {__version__}, onnxruntime {onnxruntime.__version__}"
     machine = f"{software}|{processor_name()}|{instruction_sets()}|{usable_cores()} cores"
     keys = {candidate.key: f"{machine}|{source.sha256}|{shapes}|{candidate.key}" for candidate in candidates}
     known = cache.read() if cache else {}

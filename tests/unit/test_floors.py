@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     "trtdeploy.version",
     "trtdeploy.errors",
+    "trtdeploy.counting",
     "trtdeploy.module_command",
     "trtdeploy.files",
     "trtdeploy.tensors",
@@ -25,6 +26,8 @@ FLOORS = [
     "trtdeploy.preprocessing",
     "trtdeploy.ledger",
     "trtdeploy.datasets",
+    "trtdeploy.fixed_inputs",
+    "trtdeploy.samples",
     "trtdeploy.plan",
     "trtdeploy.timing_cache",
     "trtdeploy.runtimes.config",

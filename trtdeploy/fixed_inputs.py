@@ -68,7 +68,7 @@ def _filled(values: list[float | int], spec: TensorSpec, what: str) -> Array:
         raise UsageError(f"{what} gives {len(values)} values; the model takes {spec}.")
     for value in values:
         if np.issubdtype(kind, np.floating):
-            fits = abs(value) <= np.finfo(kind).max
+            fits = bool(abs(value) <= np.finfo(kind).max)
         else:
             low, high = (0, 1) if kind == np.bool_ else (np.iinfo(kind).min, np.iinfo(kind).max)
             fits = value == value and low <= value <= high and value == int(value)

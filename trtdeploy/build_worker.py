@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building import BuildConfig, InputSource, build
 from trtdeploy.errors import TrtDeployError
 
 
@@ -28,6 +28,7 @@ def main() -> int:
             job["model"],
             job["output"],
             BuildConfig.model_validate(job["config"]),
+            inputs=InputSource.model_validate(job["inputs"]),
             ledger=job["ledger"],
             progress=lambda phase, done, total: tell({"progress": [phase, done, total]}),
         )

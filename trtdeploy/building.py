@@ -13,13 +13,14 @@ from trtdeploy.model_precision import with_precision
 from trtdeploy.onnxgraph.finite_weights import require_finite_weights
 from trtdeploy.onnxgraph.source import keep_model, load_source
 from trtdeploy.plan import Manifest, Plan, RuntimeFacts, SourceFacts, is_manifest, manifest_path, write_plan
+from trtdeploy.real_inputs import InputSource, read_inputs
 from trtdeploy.runtimes import get_runtime
 from trtdeploy.runtimes.base import BuildProgress
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.timing_cache.sidecar import sidecar_path
 from trtdeploy.version import __version__
 
-__all__ = ["BuildConfig", "build"]
+__all__ = ["BuildConfig", "InputSource", "build"]
 
 
 def build(
@@ -27,6 +28,7 @@ def build(
     output: str | Path,
     config: BuildConfig | None = None,
     *,
+    inputs: InputSource | None = None,
     ledger: str | Path | None = None,
     progress: BuildProgress | None = None,
 ) -> Plan:
@@ -36,6 +38,8 @@ def build(
         model: An ONNX file.
         output: Where the plan goes; the manifest goes to ``<output>.json``.
         config: Options; the defaults if None.
+        inputs: Real inputs to check and measure on, and to take profiles from where the config has none; without them
+            numbers are drawn, with open sizes at 1 where no profile says more.
         ledger: An accuracy ledger whose summary the manifest shall carry.
         progress: Called with (phase, steps done, steps in all).
 
@@ -44,19 +48,22 @@ def build(
             it.
         BuildError: The runtime could build nothing that gives the model's answers, or the plan cannot be written.
         RuntimeUnavailableError: The runtime that the config asks for is not on this machine.
-        UsageError: The config does not fit the model; or plan, manifest or timing cache would replace another file.
+        DataError: The real inputs cannot be read or do not fit the model.
+        UsageError: The config does not fit the model; sizes or values of inputs have to be given; or plan, manifest or
+            timing cache would replace another file.
         TimingCacheError: The timing cache cannot be locked or written, or is something else.
     """
-    config = config or BuildConfig()
+    config, inputs = config or BuildConfig(), inputs or InputSource()
     _keep_files(output, config, model, ledger)
     if config.isolate:
         where = None if ledger is None else Path(ledger)
-        return build_in_child(Path(model), Path(output), config, ledger=where, progress=progress)
+        return build_in_child(Path(model), Path(output), config, inputs=inputs, ledger=where, progress=progress)
     runtime = get_runtime(config.runtime)
     source = load_source(model)
     require_finite_weights(source.proto, str(source.path))
     summary = Ledger(ledger).summary() if ledger is not None else None
-    built = runtime.build(with_precision(source, config), config, progress=progress)
+    real = read_inputs(inputs, source, config.profiles)
+    built = runtime.build(with_precision(source, config), config, real=real, progress=progress)
     manifest = Manifest(
         trtdeploy_version=__version__,
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -71,7 +71,7 @@ def _filled(values: list[float | int], spec: TensorSpec, what: str) -> Array:
             fits = bool(abs(value) <= np.finfo(kind).max)
         else:
             low, high = (0, 1) if kind == np.bool_ else (np.iinfo(kind).min, np.iinfo(kind).max)
-            fits = value == value and low <= value <= high and value == int(value)
+            fits = bool(value == value and low <= value <= high and value == int(value))
         if not fits:
             raise UsageError(f"{what}: {value} is no {spec.dtype}; the model takes {spec}.")
     array: Array = np.array(values if len(values) > 1 else values[0]).astype(kind)

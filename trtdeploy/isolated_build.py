@@ -19,6 +19,7 @@ from trtdeploy import errors
 from trtdeploy.errors import BuildError, TrtDeployError
 from trtdeploy.module_command import module_command
 from trtdeploy.plan import Plan, read_manifest
+from trtdeploy.real_inputs import InputSource
 from trtdeploy.runtimes.base import BuildProgress
 from trtdeploy.runtimes.config import BuildConfig
 
@@ -28,7 +29,13 @@ _GRACE_S = 30.0
 
 
 def build_in_child(
-    model: Path, output: Path, config: BuildConfig, *, ledger: Path | None, progress: BuildProgress | None
+    model: Path,
+    output: Path,
+    config: BuildConfig,
+    *,
+    inputs: InputSource,
+    ledger: Path | None,
+    progress: BuildProgress | None,
 ) -> Plan:
     """Build as ``trtdeploy.build`` does, in a child process.
 
@@ -40,6 +47,7 @@ def build_in_child(
         "model": str(model),
         "output": str(output),
         "config": config.model_copy(update={"isolate": False}).model_dump(mode="json"),
+        "inputs": inputs.model_dump(mode="json"),
         "ledger": None if ledger is None else str(ledger),
     }
     command = module_command("trtdeploy.build_worker")

@@ -20,8 +20,9 @@ from trtdeploy.onnxgraph.lint import Finding, lint
 from trtdeploy.onnxgraph.lint.fix import Repair, fix
 from trtdeploy.onnxgraph.qdq import opset_version
 from trtdeploy.onnxgraph.source import keep_model, load_source, normalize
+from trtdeploy.runtimes.trial_inputs import trial_inputs
 from trtdeploy.statistics import sqnr_db
-from trtdeploy.tensors import TensorSpec, random_inputs
+from trtdeploy.tensors import TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -199,8 +200,10 @@ def _difference(before: onnx.ModelProto, after: onnx.ModelProto, seed: int) -> D
         raise refused(error) from error
     names = [made.name for made in original.get_outputs()]
     try:
-        inputs = random_inputs([_spec(given) for given in original.get_inputs()], seed=seed)
+        inputs = trial_inputs(before, [_spec(given) for given in original.get_inputs()], {}, seed=seed).arrays
         old = original.run(names, inputs)
+    except UsageError as error:
+        return error.message
     except RUNTIME_ERRORS as error:
         return f"ONNX Runtime cannot run the model on random inputs: {first_line(error)}"
     try:

@@ -93,6 +93,10 @@ class SourceFacts(_Part):
     sha256: str
 
 
+UNKNOWN = "unknown"
+"""Stands in a manifest that was made for a plan without one, for what nobody can tell."""
+
+
 class TacticFacts(_Part):
     """The implementation that was chosen and what else was measured.
 
@@ -102,6 +106,8 @@ class TacticFacts(_Part):
         milliseconds: Median latency of every candidate.
         rejected: Candidates that were not eligible, and why.
         cached: Whether the timings come from the timing cache.
+        shapes: The shape of every input that it was measured and checked on.
+        inputs: Where the values of these came from.
     """
 
     name: str
@@ -109,14 +115,12 @@ class TacticFacts(_Part):
     milliseconds: dict[str, float]
     rejected: dict[str, str] = Field(default_factory=dict)
     cached: bool = False
+    shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    inputs: str = UNKNOWN
 
     def threads_each(self, sharers: int) -> int:
         """Return the threads of one inference where so many run at the same time."""
         return max(1, self.threads // sharers)
-
-
-UNKNOWN = "unknown"
-"""Stands in a manifest that was made for a plan without one, for what nobody can tell."""
 
 
 class Manifest(_Part):

@@ -34,6 +34,8 @@ FLOORS = [
     "trtdeploy.onnxgraph",
     "trtdeploy.evaluation",
     "trtdeploy.model_precision",
+    "trtdeploy.runtimes.trial_inputs",
+    "trtdeploy.real_inputs",
     "trtdeploy.runtimes.base",
     "trtdeploy.runtimes.onnxruntime",
     "trtdeploy.runtimes.tensorrt",

@@ -37,6 +37,26 @@ def build(
         list[str] | None,
         typer.Option("--shape", help="NAME=MIN:OPT:MAX, for example input=1x3x224x224:8x3x224x224:32x3x224x224."),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="Real inputs to check and measure on: .npy / .npz files, a folder of them, or images as in quantize; "
+            "without --shape, their sizes are the profile.",
+        ),
+    ] = None,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fixed",
+            metavar="NAME=FILE|VALUE",
+            help="An input that is the same in every run: a .npy file or a number; may be repeated.",
+        ),
+    ] = None,
+    preprocessing: Annotated[
+        Path | None,
+        typer.Option("--preprocessing", dir_okay=False, help="JSON of resize, crop, mean, std, ... for images."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", dir_okay=False, help="YAML file of build options; flags win over it.")
     ] = None,
@@ -165,9 +185,10 @@ def build(
 ) -> None:
     """Build a plan: measure every candidate on this machine, keep the fastest that gives the same answers."""
     with door(), Bars() as bars:
-        from trtdeploy.building import BuildConfig
+        from trtdeploy.building import BuildConfig, InputSource
         from trtdeploy.building import build as run_build
         from trtdeploy.files import keep_inputs
+        from trtdeploy.preprocessing import Preprocessing
         from trtdeploy.tensors import parse_shape_option
 
         keep_inputs(output, config)
@@ -202,7 +223,12 @@ def build(
         }
         values = {name: getattr(base, name) for name in BuildConfig.model_fields}
         values |= {name: value for name, value in given.items() if value is not None}
-        plan = run_build(model, output, BuildConfig(**values), ledger=ledger, progress=bars.show)
+        inputs = InputSource(
+            data=data,
+            fixed=tuple(fixed or ()),
+            preprocessing=Preprocessing.read(preprocessing) if preprocessing else None,
+        )
+        plan = run_build(model, output, BuildConfig(**values), inputs=inputs, ledger=ledger, progress=bars.show)
         bars.finish()
         if as_json:
             print_json({"plan": str(plan.path), **plan.manifest.model_dump(mode="json")})
@@ -211,6 +237,8 @@ def build(
 
 
 def _show(plan: Plan) -> None:
+    from trtdeploy.tensors import format_shape
+
     manifest = plan.manifest
     typer.echo(f"{plan.path}: {manifest.runtime.name} {manifest.runtime.version}, {manifest.plan_bytes / 1e6:.1f} MB")
     if manifest.device.kind == "gpu":
@@ -227,3 +255,5 @@ def _show(plan: Plan) -> None:
         for name, reason in manifest.tactic.rejected.items():
             typer.echo(f"  {'-':>8}     {name}: {reason}")
         typer.echo(f"  chosen: {manifest.tactic.name}, {manifest.tactic.threads} thread(s); {origin}")
+        shapes = ", ".join(f"{name} {format_shape(shape)}" for name, shape in manifest.tactic.shapes.items())
+        typer.echo(f"  on {shapes}: {manifest.tactic.inputs}")

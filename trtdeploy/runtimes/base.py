@@ -18,6 +18,7 @@ from trtdeploy.tensors import Array, ShapeRange, ValueRange
 
 if TYPE_CHECKING:
     from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.runtimes.trial_inputs import RealInputs
 
 BuildProgress = Callable[[str, int, int], None]
 """Called with (phase, steps done, steps in all)."""
@@ -154,12 +155,20 @@ class Runtime(ABC):
         source: SourceModel,
         config: BuildConfig,
         *,
+        real: RealInputs | None = None,
         progress: BuildProgress | None = None,
     ) -> BuiltPlan:
         """Compile a model.
 
+        Args:
+            source: The model.
+            config: Options.
+            real: Real inputs, to check and measure on where that is done, and to take profiles from.
+            progress: Called with (phase, steps done, steps in all).
+
         Raises:
             ModelError: The runtime refuses the model.
+            UsageError: Sizes or values of inputs have to be given.
             BuildError: No implementation could be built.
         """
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from trtdeploy.errors import BuildError, ModelError, TimingCacheError, UsageError
+from trtdeploy.errors import BuildError, ModelError, TimingCacheError, TrtDeployError, UsageError
 from trtdeploy.onnxgraph.layers import QuantizationCount, count_quantized
 from trtdeploy.onnxgraph.source import SourceModel
 from trtdeploy.plan import DeviceFacts, PrecisionFacts, TacticFacts
@@ -23,7 +23,8 @@ from trtdeploy.runtimes.onnxruntime.integer_kernels import INTEGER_KERNELS, inex
 from trtdeploy.runtimes.onnxruntime.measure import median_milliseconds, relative_error
 from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
-from trtdeploy.tensors import Array, random_inputs
+from trtdeploy.runtimes.trial_inputs import RealInputs, TrialInputs, trial_inputs
+from trtdeploy.tensors import Array
 from trtdeploy.timing_cache import TimingCache
 from trtdeploy.version import __version__
 
@@ -53,6 +54,7 @@ def build_plan(
     source: SourceModel,
     config: BuildConfig,
     *,
+    real: RealInputs | None = None,
     cache: TimingCache | None = None,
     progress: BuildProgress | None = None,
 ) -> BuiltPlan:
@@ -60,8 +62,9 @@ def build_plan(
     count = count_quantized(source.proto)
     _check_profiles(source, config)
     best_served = {name: shapes.opt for profile in config.profiles[:1] for name, shapes in profile.items()}
-    inputs = random_inputs(source.inputs, best_served)
-    compiled, rejected = _compile(source, inputs, quantized=count.pairs > 0, progress=progress)
+    trial = trial_inputs(source.proto, source.inputs, best_served, real)
+    inputs = trial.arrays
+    compiled, rejected = _compile(source, trial, quantized=count.pairs > 0, progress=progress)
     thread_counts = [config.threads] if config.threads else sorted({1, usable_cores()})
     candidates = [_Candidate(name, threads, content) for name, content in compiled.items() for threads in thread_counts]
     milliseconds, cached = _timings(source, candidates, inputs, config, cache=cache, progress=progress)
@@ -84,6 +87,8 @@ def build_plan(
             milliseconds={key: round(value, 4) for key, value in milliseconds.items()},
             rejected=rejected,
             cached=cached,
+            shapes=trial.shapes,
+            inputs=trial.origin,
         ),
         profiles=config.profiles,
     )
@@ -100,17 +105,18 @@ def _check_profiles(source: SourceModel, config: BuildConfig) -> None:
 
 
 def _compile(
-    source: SourceModel, inputs: dict[str, Array], *, quantized: bool, progress: BuildProgress | None
+    source: SourceModel, trial: TrialInputs, *, quantized: bool, progress: BuildProgress | None
 ) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Optimize the model in every way; keep what gives the model's own answers on ``inputs``."""
+    """Optimize the model in every way; keep what gives the model's own answers on the trial's inputs."""
     tactics = tactics_for(quantized)
+    inputs = trial.arrays
     try:
         reference = make_session(with_exact_sums(source.proto).SerializeToString()).run(None, inputs)
     except RUNTIME_ERRORS as error:
-        raise ModelError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot run {source.path}: {first_line(error)}"
-        ) from error
-    _require_numbers(source, reference)
+        raise _cannot_run(source, trial, first_line(error)) from error
+    _require_numbers(source, trial, reference)
+    if trial.assumed:
+        logger.warning("measured and checked with open sizes at 1 (%s). %s", trial, trial.remedy)
     compiled: dict[str, bytes] = {}
     rejected: dict[str, str] = {}
     for done, tactic in enumerate(tactics):
@@ -142,7 +148,7 @@ def _compile(
     return compiled, rejected
 
 
-def _require_numbers(source: SourceModel, outputs: Sequence[Array]) -> None:
+def _require_numbers(source: SourceModel, trial: TrialInputs, outputs: Sequence[Array]) -> None:
     """Refuse a model whose answers no plan could be compared with."""
     for spec, values in zip(source.outputs, outputs, strict=True):
         if values.dtype.kind != "f" or not values.size:
@@ -152,8 +158,20 @@ def _require_numbers(source: SourceModel, outputs: Sequence[Array]) -> None:
             what = f"{undefined} of {values.size} values are NaN" if undefined else "all values are infinite"
             raise ModelError(
                 f"{source.path} gives no numbers to compare a plan with: {what} in its output {spec.name!r}.",
-                hint="Did its training diverge, or do its inputs, standard normal here, have to be others?",
+                hint=f"Did its training diverge, or are its inputs others than {trial.origin}? {trial.remedy}.",
             )
+
+
+def _cannot_run(source: SourceModel, trial: TrialInputs, reason: str) -> TrtDeployError:
+    """Return the error that says what to give; it is the model's own only where its sizes are those of its user."""
+    title = f"ONNX Runtime {onnxruntime.__version__}"
+    if trial.assumed:
+        return UsageError(
+            f"{source.path} does not say the sizes of its inputs, and {title} cannot run it with open ones at 1 "
+            f"({trial}): {reason}",
+            hint=trial.remedy,
+        )
+    return ModelError(f"{title} cannot run {source.path} on {trial} ({trial.origin}): {reason}", hint=trial.remedy)
 
 
 def _timings(

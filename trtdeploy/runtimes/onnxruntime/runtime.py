@@ -18,6 +18,7 @@ from trtdeploy.timing_cache import TimingCache
 
 if TYPE_CHECKING:
     from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.runtimes.trial_inputs import RealInputs
 
 
 class OnnxRuntime(Runtime):
@@ -34,6 +35,7 @@ class OnnxRuntime(Runtime):
         source: SourceModel,
         config: BuildConfig,
         *,
+        real: RealInputs | None = None,
         progress: BuildProgress | None = None,
     ) -> BuiltPlan:
         # onnx is needed to build, not to load: services start faster without it
@@ -44,7 +46,7 @@ class OnnxRuntime(Runtime):
         if config.timing_cache is not None:
             cache = TimingCache(config.timing_cache, mode=config.timing_cache_mode)
             cache.read()  # what is no cache is refused before anything is measured
-        return build_plan(source, config, cache=cache, progress=progress)
+        return build_plan(source, config, real=real, cache=cache, progress=progress)
 
     def describe(self, content: bytes, options: LoadOptions) -> Manifest:
         session = self._session(content, threads=1)

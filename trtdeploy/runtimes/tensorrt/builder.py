@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import tensorrt
 
     from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.runtimes.trial_inputs import RealInputs
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,20 @@ class Target:
 
 
 def build_plan(
-    bindings: Bindings, source: SourceModel, config: BuildConfig, target: Target, *, progress: BuildProgress | None
+    bindings: Bindings,
+    source: SourceModel,
+    config: BuildConfig,
+    target: Target,
+    *,
+    real: RealInputs | None = None,
+    progress: BuildProgress | None,
 ) -> BuiltPlan:
     """Compile a model; see ``Runtime.build``. Ctrl-C cancels the build."""
     cancellation = Cancellation()
 
     def work() -> BuiltPlan:
         with _ONE_BUILD_PER_PROCESS:
-            return _build(bindings, source, config, target, progress, cancellation)
+            return _build(bindings, source, config, target, real, progress, cancellation)
 
     return run_cancellable(work, cancellation)
 
@@ -74,6 +81,7 @@ def _build(
     source: SourceModel,
     config: BuildConfig,
     target: Target,
+    real: RealInputs | None,
     progress: BuildProgress | None,
     cancellation: Cancellation,
 ) -> BuiltPlan:
@@ -83,7 +91,7 @@ def _build(
     network = parsed.network
     builder_config = parsed.builder.create_builder_config()
     apply_options(bindings, config, builder_config)
-    ranges = profiles_for(network, config)
+    ranges = profiles_for(network, config, real)
     add_profiles(parsed.builder, network, builder_config, ranges)
     profiles, profile_values = split_values(network, ranges)
     layers = _weighted_layers(source, profiles)

@@ -13,13 +13,17 @@ from trtdeploy.tensors import ShapeRange, ValueRange, format_shape
 if TYPE_CHECKING:
     import tensorrt
 
+    from trtdeploy.runtimes.trial_inputs import RealInputs
+
 _DEFAULT_BATCHES = (1, 8, 32)
 
 Profiles = tuple[dict[str, ShapeRange], ...]
 
 
-def profiles_for(network: tensorrt.INetworkDefinition, config: BuildConfig) -> Profiles:
+def profiles_for(network: tensorrt.INetworkDefinition, config: BuildConfig, real: RealInputs | None = None) -> Profiles:
     """Return the profiles to build with; each has a range for every input that needs one.
+
+    Where the config has none, real inputs tell: the shapes of all samples, and what shape tensors hold.
 
     Raises:
         UsageError: A name is unknown, a range does not fit its input, or a dynamic input has no range.
@@ -32,7 +36,7 @@ def profiles_for(network: tensorrt.INetworkDefinition, config: BuildConfig) -> P
     if not needing:
         return config.profiles
     if not config.profiles:
-        return ({name: _default_range(name, tensor) for name, tensor in needing.items()},)
+        return ({name: _real_range(tensor, real) or _default_range(name, tensor) for name, tensor in needing.items()},)
     for number, profile in enumerate(config.profiles):
         missing = sorted(set(needing) - set(profile))
         if missing:
@@ -115,19 +119,29 @@ def _check_range(name: str, shapes: ShapeRange, inputs: Mapping[str, tensorrt.IT
         raise UsageError(f"--shape {name}={shapes} does not fit the model's input {name} {format_shape(wanted)}.")
 
 
+def _real_range(tensor: tensorrt.ITensor, real: RealInputs | None) -> ShapeRange | None:
+    if real is None or tensor.name not in real.arrays:
+        return None
+    if not tensor.is_shape_tensor:
+        return real.ranges[tensor.name]
+    held = tuple(int(value) for value in real.arrays[tensor.name].ravel())
+    return ShapeRange(min=held, opt=held, max=held)
+
+
 def _default_range(name: str, tensor: tensorrt.ITensor) -> ShapeRange:
     shape = _dims(tensor)
     if tensor.is_shape_tensor:
         example = ":".join("x".join(f"{letter}{number}" for number in range(math.prod(shape))) for letter in "abc")
         raise UsageError(
             f"Input {name} {format_shape(shape)} holds a shape; no default can be right for its values.",
-            hint=f"Give their range: --shape {name}={example} with numbers for the letters.",
+            hint=f"Give their range: --shape {name}={example} with numbers for the letters; or --fixed {name}=VALUES.",
         )
     if any(size < 0 for size in shape[1:]):
         example = ":".join("x".join(str(size) if size >= 0 else letter for size in shape) for letter in "abc")
         raise UsageError(
             f"Input {name} {format_shape(shape)} has more dynamic sizes than the batch; no default can be right.",
-            hint=f"Give a range: --shape {name}={example or 'MIN:OPT:MAX'} with numbers for the letters.",
+            hint=f"Give a range, --shape {name}={example or 'MIN:OPT:MAX'} with numbers for the letters, or real "
+            "inputs whose sizes are taken: --data SAMPLES (.npy or .npz files)",
         )
     low, best, high = ((batch, *shape[1:]) for batch in _DEFAULT_BATCHES)
     return ShapeRange(min=low, opt=best, max=high)

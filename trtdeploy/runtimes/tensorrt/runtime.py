@@ -14,6 +14,7 @@ from trtdeploy.runtimes.tensorrt.bindings import Bindings, load_bindings
 if TYPE_CHECKING:
     from trtdeploy.cuda.device import Device
     from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.runtimes.trial_inputs import RealInputs
 
 # What TensorRT-RTX builds for unless told otherwise, and "later":
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
@@ -55,7 +56,14 @@ class TensorRTRuntime(Runtime):
         """Name and version, for messages."""
         return f"{self.bindings.flavour.title} {self.version}"
 
-    def build(self, source: SourceModel, config: BuildConfig, *, progress: BuildProgress | None = None) -> BuiltPlan:
+    def build(
+        self,
+        source: SourceModel,
+        config: BuildConfig,
+        *,
+        real: RealInputs | None = None,
+        progress: BuildProgress | None = None,
+    ) -> BuiltPlan:
         # onnx is needed to build, not to load
         from trtdeploy.onnxgraph.qdq import with_named_nodes
         from trtdeploy.runtimes.tensorrt.builder import Target, build_plan
@@ -81,9 +89,8 @@ class TensorRTRuntime(Runtime):
             reason = f"the plan is for compute capability {built_for.capability}, this GPU has {device.capability}."
         cache = None if device is None else timing_cache_of(self.bindings, device, config)
         target = Target(device=built_for, obstacle=reason or None, cache=cache)
-        return build_plan(
-            self.bindings, replace(source, proto=with_named_nodes(source.proto)), config, target, progress=progress
-        )
+        named = replace(source, proto=with_named_nodes(source.proto))
+        return build_plan(self.bindings, named, config, target, real=real, progress=progress)
 
     def precision_of(self, content: bytes, manifest: Manifest, options: LoadOptions) -> PrecisionFacts:
         from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, ask_plan

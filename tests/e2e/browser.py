@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LIMIT_S = 60
+LIMIT_S = 300
 _KEYS = {
     "Tab": (9, ""),
     "Enter": (13, "\r"),

@@ -60,7 +60,7 @@ def background_server(command: str, folder: Path) -> Iterator[str]:
         yield process.stdout.readline()
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
 
 
 class Reader:

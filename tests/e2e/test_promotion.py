@@ -90,7 +90,7 @@ def test_the_next_promotion_mends_what_a_killed_one_has_left(plans: list[Path], 
             assert (done.exit_code, done.stdout) == (0, "nothing to complain about\n")
             with Clients(server.grpc_url, 2) as asking:
                 arguments = [str(repository), NAME, str(new), server.http_url, moment]
-                killed = subprocess.run([sys.executable, "-c", _KILLED, *arguments], timeout=60, check=False)
+                killed = subprocess.run([sys.executable, "-c", _KILLED, *arguments], timeout=300, check=False)
                 assert killed.returncode == -signal.SIGKILL
                 found = CliRunner().invoke(app, check)
                 assert found.exit_code == 1

@@ -24,7 +24,7 @@ def quickstart(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1000,
     )
 
 

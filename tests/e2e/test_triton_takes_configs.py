@@ -53,7 +53,7 @@ def takes(server: TritonServer, name: str) -> bool:
     request = urllib.request.Request(f"{server.http_url}/v2/repository/models/{name}/load", json.dumps({}).encode())
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=60) as answer:
+        with opener.open(request, timeout=300) as answer:
             return bool(answer.status == 200)
     except urllib.error.HTTPError:
         return False

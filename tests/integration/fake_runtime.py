@@ -15,7 +15,7 @@ from trtdeploy.plan import DeviceFacts, Manifest, PrecisionFacts, RuntimeFacts, 
 from trtdeploy.runtimes.base import ExecutionContext, LoadedEngine
 from trtdeploy.tensors import Array, TensorSpec
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 """How long anything here waits before the test counts as hung."""
 
 

@@ -23,7 +23,7 @@ from trtdeploy.cli.console import interrupt
 signal.signal(signal.SIGINT, interrupt)
 try:
     import swallows
-    threading.Event().wait(30)  # a wait that only a signal to this very thread ends
+    threading.Event().wait(200)  # a wait that only a signal to this very thread ends
     print("not interrupted")
 except KeyboardInterrupt as error:
     print("caught", error)
@@ -37,5 +37,5 @@ def test_the_signal_waits_for_the_end_of_the_import(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=300)
     assert output == "caught Interrupted.\n"

@@ -275,7 +275,7 @@ def test_four_processes_that_merge_at_once_lose_nothing(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0] * 4
     assert TimingCache(path).read() == {f"{w}-{t}": 1.0 + t for w in range(4) for t in range(50)}
 

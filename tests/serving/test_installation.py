@@ -93,7 +93,7 @@ def test_the_wheels_server_starts_and_finds_its_libraries_and_python(no_server: 
     environment = {**os.environ, **server.environment}
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     done = subprocess.run(
-        [server.binary, "--help"], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [server.binary, "--help"], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert "--model-repository" in done.stdout + done.stderr
 

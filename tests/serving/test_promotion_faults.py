@@ -168,7 +168,7 @@ def test_a_sigterm_takes_everything_back(step: str, candidate: bool, models: Pat
     try:
         assert loading.wait(30)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=300)
     finally:
         process.kill()
     assert (process.returncode, "Stopped." in said) == (130, True)

@@ -20,7 +20,7 @@ from trtdeploy.engine import Engine
 from trtdeploy.plan import Plan, manifest_path
 from trtdeploy.tensors import Array
 
-LIMIT_S = 30.0
+LIMIT_S = 300.0
 CANCELLED = 5
 
 

@@ -194,7 +194,7 @@ def test_a_repository_that_cannot_be_written_ends_with_exit_code_2(qdq_plan: Pla
         [*COMMAND, str(qdq_plan.path), "--name", "m", "--repository", str(tmp_path / "file" / "models")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
@@ -213,7 +213,7 @@ def test_a_full_disk_leaves_the_repository_as_it_was(qdq_plan: Plan, models: Pat
             [*COMMAND, str(qdq_plan.path), "--name", name, "--repository", str(models)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             preexec_fn=limit_file_size,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         )
@@ -250,7 +250,7 @@ def test_a_real_mount_point_works_as_a_repository(qdq_plan: Plan, models: Path) 
         f'mount -t tmpfs none "{models}" && "{sys.executable}" -m trtdeploy package "{qdq_plan.path}" --name m '
         f'--repository "{models}" && cd "{models}" && find . | sort'
     )
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", inside], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", inside], capture_output=True, text=True, timeout=300)
     if "unshare" in done.stderr or "mount" in done.stderr:
         pytest.skip("mounting is not allowed here")
     assert done.returncode == 0, done.stderr
@@ -264,7 +264,7 @@ def test_a_full_file_system_leaves_nothing_half_written(qdq_plan: Plan, models: 
         f'mount -t tmpfs -o size=24k none "{models}" && "{sys.executable}" -m trtdeploy package "{qdq_plan.path}" '
         f'--name m --repository "{models}"; code=$?; cd "{models}"; find . | sort; exit $code'
     )
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", inside], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", inside], capture_output=True, text=True, timeout=300)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip("mounting is not allowed here")
     assert done.returncode == 2
@@ -286,7 +286,7 @@ def test_publishers_at_the_same_time_get_different_versions(qdq_plan: Plan, mode
     publishers = [spawn.Process(target=_publish, args=(str(qdq_plan.path), str(models), start, numbers)) for _ in "ab"]
     for publisher in publishers:
         publisher.start()
-    given = sorted(numbers.get(timeout=60) for _ in range(6))
+    given = sorted(numbers.get(timeout=300) for _ in range(6))
     for publisher in publishers:
         publisher.join(30)
         assert publisher.exitcode == 0
@@ -337,7 +337,7 @@ def test_a_kill_before_any_step_leaves_the_version_out_or_complete(qdq_plan: Pla
     base = tmp_path / "killed"
     base.mkdir()
     arguments = [str(qdq_plan.path), str(packaged), str(base)]
-    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, timeout=400)
     outcomes: dict[str, list[str]] = {"new": [], "old": []}
     for trial in sorted(base.iterdir()):
         models, kind = trial / "models", trial.name[:3]

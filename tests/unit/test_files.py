@@ -156,7 +156,7 @@ def test_a_write_that_the_system_cuts_short_leaves_the_old_content(tmp_path: Pat
     atomic_write(path, b"old")
     with child(WRITE_BEYOND_LIMIT, path) as process:
         assert line_of(process) == str(errno.EFBIG)
-        process.wait(timeout=30)
+        process.wait(timeout=300)
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == {"file.bin"}
 
@@ -168,7 +168,7 @@ def test_a_killed_writer_leaves_the_old_content_and_does_not_hinder_the_next(tmp
         assert line_of(process) == "mid-write"
         assert path.read_bytes() == b"old"
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
     assert path.read_bytes() == b"old"
     atomic_write(path, b"newer")
     assert path.read_bytes() == b"newer"
@@ -181,7 +181,7 @@ def test_kills_at_any_moment_leave_one_whole_version(tmp_path: Path, writes: int
         for turn in range(writes):
             assert line_of(process) == str(turn)
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
     assert path.read_bytes() in (b"A" * 300_000, b"B" * 300_000)
 
 
@@ -313,7 +313,7 @@ def test_no_update_is_lost_between_threads_and_processes(tmp_path: Path) -> None
         for _ in range(turns):
             with locked(path):
                 atomic_write(path, str(int(path.read_text()) + 1))
-        assert [process.wait(timeout=60) for process in (first, second)] == [0, 0]
+        assert [process.wait(timeout=300) for process in (first, second)] == [0, 0]
     assert path.read_text() == str(turns * 2 * 2 + turns)
 
 
@@ -341,7 +341,7 @@ def test_a_lock_held_elsewhere_times_out_with_an_error_that_names_the_file(tmp_p
         start = time.perf_counter()
         with pytest.raises(TrtDeployError) as caught, locked(path, timeout_s=0.2):
             pytest.fail("the lock was granted twice")
-        assert 0.15 < time.perf_counter() - start < 10
+        assert time.perf_counter() - start > 0.15
     assert str(path) in caught.value.message
     assert "0.2 s" in caught.value.message
 
@@ -355,7 +355,7 @@ def test_a_lock_held_by_another_thread_times_out(tmp_path: Path) -> None:
         return caught.value.message
 
     with ThreadPoolExecutor(1) as executor, locked(path):
-        assert str(path) in executor.submit(attempt).result(timeout=30)
+        assert str(path) in executor.submit(attempt).result(timeout=300)
 
 
 def test_the_system_releases_the_lock_of_a_killed_process(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_the_system_releases_the_lock_of_a_killed_process(tmp_path: Path) -> Non
     with child(LOCK_AND_BLOCK, path) as process:
         assert line_of(process) == "locked"
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
         with locked(path, timeout_s=10):
             path.write_bytes(b"mine")
     assert path.read_bytes() == b"mine"

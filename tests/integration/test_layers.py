@@ -13,6 +13,7 @@ from onnx_graphs import GraphMaker, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.inspection import inspect_file
 from trtdeploy.onnxgraph.layers import count_quantized, left_in_float, weighted_layers
+from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.macs import macs_by_node
 
 Build = Callable[[GraphMaker], str]
@@ -64,13 +65,16 @@ def test_weights_may_be_moved_between_their_pair_and_the_layer(name: str) -> Non
     g.nodes.append(helper.make_node("MatMul", [g.qdq("x"), weights], ["y"], name="fc"))
     model = g.model({"x": [1, 4, 16]}, {"y": None})
     assert [(layer.name, layer.weights, layer.is_quantized) for layer in weighted_layers(model)] == [("fc", 1, True)]
+    assert lint(model) == []
 
 
 def test_an_input_may_be_moved_between_its_pair_and_the_layer() -> None:
     g = GraphMaker()
     flat = g.node("Flatten", g.qdq("x"))
     g.node("Gemm", flat, g.weight(8, 64), transB=1, output="y")
-    assert count_quantized(g.model({"x": [2, 4, 16]}, {"y": [2, 8]})).quantized_layers == 1
+    model = g.model({"x": [2, 4, 16]}, {"y": [2, 8]})
+    assert count_quantized(model).quantized_layers == 1
+    assert lint(model) == []
 
 
 LEFT: dict[str, tuple[Build, str]] = {

@@ -91,6 +91,12 @@ def test_the_classifier_with_and_without_pairs(qdq_onnx: Path) -> None:
     assert set(expected) == set(quantized_nodes(classifier))
 
 
+def test_a_negative_size_is_an_open_one() -> None:
+    g = GraphMaker()
+    g.node("Gemm", "x", ones(g, 8, 5), output="y")
+    assert macs_by_node(g.model({"x": [-1, 8]}, {"y": None}), {"x": (3, 8)}) == {"y": 3 * 8 * 5}
+
+
 def test_recorded_inner_shapes_do_not_get_in_the_way() -> None:
     model = onnx.shape_inference.infer_shapes(block_network())
     assert len(model.graph.value_info) > 10

@@ -67,6 +67,20 @@ def test_nodes_out_of_order_are_put_in_order(tmp_path: Path, caplog: pytest.LogC
         assert engine.infer(samples)["logits"].shape == (2, 5)
 
 
+def test_nodes_of_a_body_are_put_in_order_too(tmp_path: Path) -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        nodes = [helper.make_node("Relu", ["h"], [name]), helper.make_node("Neg", ["x"], ["h"])]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4])])
+
+    g = GraphMaker()
+    positive = g.node("Cast", g.node("ReduceMax", "x", keepdims=0), to=TensorProto.BOOL)
+    g.node("If", positive, then_branch=branch("then"), else_branch=branch("else"), output="y")
+    source = read(g.model({"x": [4]}, {"y": [4]}), tmp_path)
+    assert source.repairs == ("nodes that stood before what they read are in order",)
+    samples = {"x": np.float32([1, -2, 3, -4])}
+    np.testing.assert_array_equal(as_exported(source.proto, samples)[0], [0, 2, 0, 4])
+
+
 def test_what_the_float16_converter_of_onnx_runtime_writes_is_read(tmp_path: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 

@@ -110,7 +110,10 @@ def _inferred_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]
 
 def _fix_input(value: onnx.ValueInfoProto, shape: Sequence[int]) -> None:
     tensor = value.type.tensor_type
-    declared = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
+    # some exporters write -1 for an open size
+    declared = [
+        size.dim_value if size.HasField("dim_value") and size.dim_value >= 0 else None for size in tensor.shape.dim
+    ]
     fits = not tensor.HasField("shape") or (
         len(declared) == len(shape)
         and all(known in (None, given) for known, given in zip(declared, shape, strict=True))

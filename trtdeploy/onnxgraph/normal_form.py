@@ -76,11 +76,13 @@ def _repair_nodes(model: onnx.ModelProto) -> list[str]:
         if calls:
             counted = ", ".join(f"{name} ({number})" for name, number in sorted(calls.items()))
             repairs.append(f"local functions are inlined: {counted}")
+    before = list(ir.traversal.RecursiveGraphIterator(nodes.graph))
     try:
-        if passes.TopologicalSortPass()(nodes).modified:
-            repairs.append("nodes that stood before what they read are in order")
+        passes.TopologicalSortPass()(nodes)
     except ValueError as error:
         raise ModelError(f"The nodes of the graph cannot be put in order: {error}") from error
+    if list(ir.traversal.RecursiveGraphIterator(nodes.graph)) != before:
+        repairs.append("nodes that stood before what they read are in order")
     folded = fold_constants(nodes)
     if folded:
         repairs.append(f"computed ahead, as all that they depend on is constant: {_some(folded)}")

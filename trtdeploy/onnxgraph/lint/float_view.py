@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from trtdeploy.onnxgraph.qdq import Graph
+from trtdeploy.onnxgraph.layers import MOVES
+from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph
 from trtdeploy.onnxgraph.qdq_pairs import Site
 
 _SMALL_BYTES = 4096
@@ -35,8 +36,9 @@ class FloatView:
     Attributes:
         model: The float graph.
         graph: Look-ups over it.
-        sites: The inputs that Q/DQ stands before. The Transpose of a constant, which torch puts between the weight of a
-            linear layer and its MatMul, is folded, so that the site is the layer's.
+        sites: The inputs that Q/DQ stands before. What only moves a constant, as the Transpose that torch puts between
+            the weight of a linear layer and its MatMul, is folded, so that the site is the layer's; what only moves
+            an activation between Q/DQ and a layer with weights stays, and the site is the layer's, too.
     """
 
     model: onnx.ModelProto
@@ -58,6 +60,7 @@ def float_view(model: onnx.ModelProto, graph: Graph) -> FloatView:
     constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     source: dict[str, str] = {}
     through: dict[str, Quantized] = {}
+    moved: dict[str, Quantized] = {}
     stubs: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     sites: dict[Site, Quantized] = {}
@@ -75,7 +78,7 @@ def float_view(model: onnx.ModelProto, graph: Graph) -> FloatView:
             through[name] = Quantized(name, node)
         elif node.op_type == "QuantizeLinear" and not _has_other_readers(graph, node):
             continue
-        elif node.op_type in ("Transpose", "Identity"):
+        elif node.op_type in MOVES:
             read, name = node.input[0], node.output[0]
             tensor = source.get(read, read)
             if tensor in constants or (node.op_type == "Identity" and name not in outputs):
@@ -88,11 +91,17 @@ def float_view(model: onnx.ModelProto, graph: Graph) -> FloatView:
                 if tensor in constants:
                     constants.add(name)
                 continue
+            quantized = through.get(read, moved.get(read))
+            if quantized is not None:
+                moved[name] = quantized
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         for position, read in enumerate(node.input):
-            if read in through and node.output and node.output[0]:
-                sites[node.output[0], position] = through[read]
+            quantized = through.get(read)
+            if quantized is None and node.op_type in WEIGHTED_OPS:
+                quantized = moved.get(read)
+            if quantized is not None and node.output and node.output[0]:
+                sites[node.output[0], position] = quantized
             copy.input[position] = source.get(read, read)
         nodes.append(copy)
     view = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)

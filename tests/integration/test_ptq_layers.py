@@ -1,0 +1,92 @@
+"""``quantize`` on the forms in which exporters write weights: every layer is quantized, or named with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from onnx_graphs import GraphMaker, as_exported, save
+
+from trtdeploy.building import BuildConfig, build
+from trtdeploy.lint_file import lint_file
+from trtdeploy.ptq import PtqOptions, quantize
+from trtdeploy.statistics import sqnr_db
+from trtdeploy.tensors import Array
+
+RNG = np.random.default_rng(0)
+
+
+def values(*shape: int) -> Array:
+    return (RNG.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def tensorflow_kernels(g: GraphMaker) -> None:
+    """Kernels as tf2onnx leaves them: height, width, in, out, behind Transpose and Reshape; NHWC around the network."""
+    x = g.node("Transpose", "x", perm=[0, 3, 1, 2])
+    kernel = g.node("Transpose", g.constant(values(3, 3, 3, 8)), perm=[3, 2, 0, 1])
+    x = g.node("Relu", g.node("Conv", x, kernel, pads=[1] * 4))
+    depthwise = g.node("Reshape", g.constant(values(3, 3, 8, 1)), g.constant(np.int64([3, 3, 1, 8])))
+    x = g.node("Relu", g.node("Conv", x, g.node("Transpose", depthwise, perm=[3, 2, 0, 1]), group=8, pads=[1] * 4))
+    folded = g.node(
+        "Mul", g.constant(values(8, 8, 1, 1)), g.constant(np.linspace(0.5, 2, 8).reshape(8, 1, 1, 1).astype("f"))
+    )
+    x = g.node("Flatten", g.node("GlobalAveragePool", g.node("Relu", g.node("Conv", x, folded))))
+    g.node("MatMul", x, g.node("Cast", g.constant(values(8, 5).astype(np.float16)), to=TensorProto.FLOAT), output="y")
+
+
+def tied(g: GraphMaker) -> None:
+    """A language model whose head has the weights of its embedding, and one layer in between."""
+    table = g.constant(values(50, 16), "table")
+    hidden = g.node("Gather", table, "ids")
+    hidden = g.node("Relu", g.node("MatMul", hidden, g.constant(values(16, 16))))
+    g.node("MatMul", hidden, g.node("Transpose", table, perm=[1, 0]), output="y")
+
+
+def quantized(model: onnx.ModelProto, samples: dict[str, Array], folder: Path, *skip: str):
+    np.savez(folder / "samples.npz", **samples)
+    options = PtqOptions(method="max", skip=skip)
+    return quantize(save(model, folder / "f.onnx"), folder / "int8.onnx", str(folder / "samples.npz"), options)
+
+
+def test_kernels_that_are_transposed_reshaped_scaled_or_cast_are_quantized(tmp_path: Path) -> None:
+    g = GraphMaker(quantized=False)
+    tensorflow_kernels(g)
+    model = g.model({"x": ["n", 8, 8, 3]}, {"y": ["n", 5]})
+    samples = {"x": RNG.standard_normal((16, 8, 8, 3)).astype(np.float32)}
+    done = quantized(model, samples, tmp_path)
+    assert (done.quantized_layers, done.layers) == (4, 4)
+    assert lint_file(done.path) == []
+    exact, answer = as_exported(model, samples)[0], as_exported(onnx.load(done.path), samples)[0]
+    assert sqnr_db(exact, answer) > 25
+
+
+def test_a_head_that_shares_its_weights_with_an_embedding_is_quantized(tmp_path: Path) -> None:
+    g = GraphMaker(quantized=False)
+    tied(g)
+    model = g.model({"ids": ["n", 7]}, {"y": ["n", 7, 50]}, dtype=TensorProto.INT64)
+    samples = {"ids": RNG.integers(0, 50, (16, 7))}
+    done = quantized(model, samples, tmp_path)
+    assert (done.quantized_layers, done.layers) == (2, 2)
+    exact, answer = as_exported(model, samples)[0], as_exported(onnx.load(done.path), samples)[0]
+    assert sqnr_db(exact, answer) > 25
+    precision = build(done.path, tmp_path / "p", BuildConfig(runtime="onnxruntime", timing_rounds=1)).manifest.precision
+    assert (precision.quantized_layers, precision.weighted_layers) == (2, 2)
+
+
+def test_layers_in_local_functions_are_quantized(tmp_path: Path) -> None:
+    body = [helper.make_node("Gemm", ["a", "w"], ["p"], transB=1), helper.make_node("Relu", ["p"], ["r"])]
+    function = helper.make_function("own", "Block", ["a", "w"], ["r"], body, [helper.make_opsetid("", 17)])
+    g = GraphMaker(quantized=False)
+    read = "x"
+    for place in range(3):
+        g.constant(values(16, 16), f"w{place}")
+        g.nodes.append(helper.make_node("Block", [read, f"w{place}"], [f"h{place}"], domain="own"))
+        read = f"h{place}"
+    g.node("Identity", read, output="y")
+    model = g.model({"x": ["n", 16]}, {"y": ["n", 16]})
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    done = quantized(model, {"x": RNG.standard_normal((16, 16)).astype(np.float32)}, tmp_path)
+    assert (done.quantized_layers, done.layers) == (3, 3)

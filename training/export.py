@@ -29,8 +29,7 @@ from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.qdq_pairs import merge_equal
 from trtdeploy.onnxgraph.ranges_to_qdq import without_qdq
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
-from trtdeploy.runtimes.onnxruntime.direct import direct_runner
-from trtdeploy.runtimes.onnxruntime.session import OPTIMIZE_ALL, OPTIMIZE_NOTHING
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array
 
 _log = logging.getLogger(__name__)
@@ -217,9 +216,9 @@ def check_quantization(model: onnx.ModelProto, scales: Sequence[NDArray[np.float
 
 
 def compare(content: bytes, network: nn.Module, inputs: Array) -> Parity:
-    """Run the same images through ONNX Runtime, its graph optimizations off, and torch."""
+    """Run the same images through the graph as it is written, and torch."""
     expected = predictor(network)(inputs)
-    answered = onnx_predictor(content, optimize=False)(inputs)
+    answered = onnx_predictor(content)(inputs)
     difference = float(np.sqrt(np.mean((answered - expected) ** 2)))
     return Parity(
         images=len(inputs),
@@ -255,22 +254,16 @@ def require_parity(parity: Parity, *, quantized: bool) -> None:
         )
 
 
-def onnx_predictor(content: bytes, *, optimize: bool = True) -> Callable[[Array], Array]:
-    """Return a function from model input ``(N, C, H, W)`` to logits ``(N, classes)``, in ONNX Runtime on the CPU.
+def onnx_predictor(content: bytes) -> Callable[[Array], Array]:
+    """Return a function from model input ``(N, C, H, W)`` to logits ``(N, classes)``, exactly as the graph says.
 
     Args:
         content: The serialized model.
-        optimize: Leave ONNX Runtime's graph optimizations at their default.
 
     Raises:
         ModelError: ONNX Runtime does not accept the model.
     """
-    run = direct_runner(
-        content,
-        [OUTPUT_NAME],
-        name="the exported model",
-        optimization=OPTIMIZE_ALL if optimize else OPTIMIZE_NOTHING,
-    )
+    run = Witness(content, [OUTPUT_NAME], name="the exported model")
     return lambda inputs: run({INPUT_NAME: inputs})[0]
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError
 from trtdeploy.onnxgraph.source import load_source
-from trtdeploy.runtimes.onnxruntime.direct import direct_runner
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array, TensorSpec
 
 
 def onnx_classifier(path: str | Path) -> Callable[[Array], Array]:
-    """Return a function from a batch of model input to class scores, by ONNX Runtime with its default optimization.
+    """Return a function from a batch of model input to class scores, exactly as the file is written.
 
     Raises:
         ModelError: It is no ONNX model, does not run here, or has more than one input or output.
     """
     source = load_source(path)
     input_name, output_name = _one_of_each(str(path), source.inputs, source.outputs)
-    run = direct_runner(source.proto.SerializeToString(), [output_name], name=str(path))
+    run = Witness(source.proto, [output_name], name=str(path))
     return lambda batch: run({input_name: batch})[0]
 
 

@@ -7,14 +7,13 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import helper
 
-from trtdeploy.errors import ModelError, UsageError
+from trtdeploy.errors import DtypeError, InferenceError, ModelError, TrtDeployError, UsageError
 from trtdeploy.files import atomic_write
 from trtdeploy.onnxgraph.lint import Finding, lint
 from trtdeploy.onnxgraph.lint.fix import Repair, fix
@@ -30,8 +29,6 @@ _LARGEST_BYTES = 2**31 - 1
 """What one protobuf message, and so one ONNX file, can hold."""
 _EXPLAINED = frozenset({"opset", "scale-size", "code-type", "scale-value", "zero-point"})
 """Faults of quantization that make a model break ONNX's own rules."""
-_DTYPES = {"float": "float32", "double": "float64"}
-"""ONNX Runtime's names of types that numpy calls otherwise."""
 _BATCH, _EDGE = 4, 32
 """Stand for the first and for other dimensions that the model leaves open."""
 
@@ -182,37 +179,36 @@ def _difference(before: onnx.ModelProto, after: onnx.ModelProto, seed: int) -> D
     Raises:
         ModelError: It runs the first but not the second.
     """
-    from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
+    from trtdeploy.runtimes.onnxruntime.witness import Witness
 
-    def refused(error: Exception) -> ModelError:
+    def refused(error: TrtDeployError) -> ModelError:
         return ModelError(
-            f"The model cannot be repaired: ONNX Runtime takes it as it is, but not the result ({first_line(error)}).",
+            f"The model cannot be repaired: ONNX Runtime takes it as it is, but not the result. {error.message}",
             hint="Nothing is written. Leave this model as it is, or quantize its float model: trtdeploy quantize",
         )
 
     try:
-        original = make_session(before.SerializeToString())
-    except RUNTIME_ERRORS as error:
-        return f"ONNX Runtime does not take the original model: {first_line(error)}"
-    try:
-        repaired = make_session(after.SerializeToString())
-    except RUNTIME_ERRORS as error:
-        raise refused(error) from error
-    names = [made.name for made in original.get_outputs()]
-    try:
-        inputs = trial_inputs(before, [_spec(given) for given in original.get_inputs()], {}, seed=seed).arrays
-        old = original.run(names, inputs)
-    except UsageError as error:
+        original = Witness(before, name="the original model")
+    except ModelError as error:
         return error.message
-    except RUNTIME_ERRORS as error:
-        return f"ONNX Runtime cannot run the model on random inputs: {first_line(error)}"
     try:
-        new = repaired.run(names, inputs)
-    except RUNTIME_ERRORS as error:
+        repaired = Witness(after, original.outputs, name="the repaired model")
+    except ModelError as error:
+        raise refused(error) from error
+    try:
+        inputs = trial_inputs(before, [_sized(spec) for spec in original.inputs], {}, seed=seed).arrays
+        old = original(inputs)
+    except (UsageError, DtypeError) as error:
+        return error.message
+    except InferenceError as error:
+        return f"random inputs: {error.message}"
+    try:
+        new = repaired(inputs)
+    except InferenceError as error:
         raise refused(error) from error
     pairs = {
         name: (np.asarray(a, np.float64), np.asarray(b, np.float64))
-        for name, a, b in zip(names, old, new, strict=True)
+        for name, a, b in zip(original.outputs, old, new, strict=True)
         if np.asarray(a).dtype.kind in "fiub" and np.asarray(a).size
     }
     if not all(np.isfinite(a).all() for a, _ in pairs.values()):
@@ -227,11 +223,7 @@ def _difference(before: onnx.ModelProto, after: onnx.ModelProto, seed: int) -> D
     )
 
 
-def _spec(given: Any) -> TensorSpec:
-    """Return an input as ONNX Runtime names it, with a size for every dimension that the model leaves open."""
-    kind = given.type.removeprefix("tensor(").removesuffix(")")
-    sizes = tuple(
-        size if isinstance(size, int) and size > 0 else (_EDGE if place else _BATCH)
-        for place, size in enumerate(given.shape)
-    )
-    return TensorSpec(name=given.name, dtype=_DTYPES.get(kind, kind), shape=sizes)
+def _sized(spec: TensorSpec) -> TensorSpec:
+    """Return an input with a size for every dimension that the model leaves open."""
+    sizes = tuple(size if size > 0 else (_EDGE if place else _BATCH) for place, size in enumerate(spec.shape))
+    return spec.model_copy(update={"shape": sizes})

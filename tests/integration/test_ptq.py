@@ -20,7 +20,7 @@ from trtdeploy.onnxgraph.qdq_pairs import pairs
 from trtdeploy.onnxgraph.quantization_check import check_quantization
 from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.ptq import PtqOptions, quantize
-from trtdeploy.ptq.observe import runner
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def run_to(model: onnx.ModelProto, tensor: str, batch: np.ndarray) -> np.ndarray
     copy.CopyFrom(model)
     del copy.graph.output[:]
     copy.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
-    return runner(copy, [tensor])({"input": batch})[0]
+    return Witness(copy, [tensor])({"input": batch})[0]
 
 
 def test_the_same_seed_gives_the_same_file_and_another_one_does_not(blocks: Path, arrays: Path, tmp_path: Path) -> None:

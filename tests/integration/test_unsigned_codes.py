@@ -10,8 +10,8 @@ from onnx_graphs import GraphMaker, as_exported, block_network, save
 
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.ptq import PtqOptions, quantize
-from trtdeploy.ptq.observe import runner
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 
 
 def optimized(path: Path) -> list[str]:
@@ -28,7 +28,7 @@ def test_codes_shifted_by_128_are_the_same_values() -> None:
     samples = np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)
     batch = {signed.graph.input[0].name: samples}
     outputs = [value.name for value in signed.graph.output]
-    for before, after in zip(runner(signed, outputs)(batch), runner(unsigned, outputs)(batch), strict=True):
+    for before, after in zip(Witness(signed, outputs)(batch), Witness(unsigned, outputs)(batch), strict=True):
         assert np.array_equal(before, after)
     assert "activation_zero_point" not in {tensor.name for tensor in signed.graph.initializer}
     changed = {

@@ -143,7 +143,7 @@ def test_transposed_convolutions_are_quantized_but_for_those_with_groups():
 
 @pytest.mark.parametrize("axis", [None, 0])
 def test_inference_computes_what_onnx_defines_to_the_bit(axis):
-    from trtdeploy.ptq.observe import runner
+    from trtdeploy.runtimes.onnxruntime.witness import Witness
 
     rng = np.random.default_rng(0)
     scale = np.float32(0.0137) if axis is None else rng.uniform(0.01, 0.02, 6).astype(np.float32)
@@ -169,7 +169,7 @@ def test_inference_computes_what_onnx_defines_to_the_bit(axis):
         ],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    expected = runner(model, ["y"])({"x": values})[0]
+    expected = Witness(model, ["y"])({"x": values})[0]
     with torch.inference_mode():
         found = quantizer(torch.from_numpy(values)).numpy()
     np.testing.assert_array_equal(found, expected)

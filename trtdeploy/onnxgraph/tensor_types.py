@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 import onnx
@@ -31,12 +32,24 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """Return the element type (``TensorProto.DataType``) of inputs, constants and what nodes make of them.
 
-    What custom ops make is missing; of a model that the inference refuses, all that nodes make.
+    Those of subgraphs are among them. What custom ops make is missing; of a model that the inference refuses, all that
+    nodes make.
     """
     light = without_weights(model)
     known = {tensor.name: tensor.data_type for tensor in light.graph.initializer}
     with suppress(onnx.shape_inference.InferenceError):  # what the model says itself is known all the same
         light = onnx.shape_inference.infer_shapes(light)
-    values = [*light.graph.input, *light.graph.value_info, *light.graph.output]
-    known.update({value.name: value.type.tensor_type.elem_type for value in values})
+    for graph in graphs_inside(light.graph):
+        known.update({tensor.name: tensor.data_type for tensor in graph.initializer})
+        values = [*graph.input, *graph.value_info, *graph.output]
+        known.update({value.name: value.type.tensor_type.elem_type for value in values})
     return {name: kind for name, kind in known.items() if kind}
+
+
+def graphs_inside(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and every subgraph of its nodes, at any depth."""
+    yield graph
+    for node in graph.node:
+        for entry in node.attribute:
+            for inner in [entry.g] if entry.HasField("g") else list(entry.graphs):
+                yield from graphs_inside(inner)

@@ -13,8 +13,8 @@ from onnx import TensorProto
 
 from trtdeploy.onnxgraph.qdq import Graph, outer_names
 from trtdeploy.onnxgraph.tensor_types import tensor_types
-from trtdeploy.ptq.observe import runner, with_outputs
-from trtdeploy.runtimes.onnxruntime.direct import Run
+from trtdeploy.ptq.observe import with_outputs
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import Array
 
@@ -31,9 +31,9 @@ class Answers:
 
     types: dict[str, int]
 
-    def runner(self, model: onnx.ModelProto) -> Run:
+    def witness(self, model: onnx.ModelProto) -> Witness:
         """Return a function from the inputs of a model to these tensors of it."""
-        return runner(with_outputs(model, self.types), list(self.types))
+        return Witness(with_outputs(model, self.types), list(self.types))
 
 
 def answers_of(model: onnx.ModelProto) -> Answers:

@@ -95,13 +95,13 @@ def score_candidates(
             "No output of the model is float, nor is what leads to one, so --method auto has nothing to judge by.",
             hint=_GIVE_A_METHOD,
         )
-    run = answers.runner(float_model)
+    run = answers.witness(float_model)
     expected = [run(batch) for batch in held_out]
     for found_answers in expected:
         require_numbers(answers, found_answers)
     scores: dict[Candidate, Score] = {}
     for index, candidate in enumerate(CANDIDATES, 1):
-        run = answers.runner(quantized(candidate))
+        run = answers.witness(quantized(candidate))
         found: list[float] = []
         for batch, reference in zip(held_out, expected, strict=True):
             found += per_sample_sqnr_db(reference, run(batch))

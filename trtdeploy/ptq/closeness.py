@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import onnx
 from trtdeploy.errors import GateError, QuantizationError
 from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.ptq.answers import Answers
-from trtdeploy.ptq.observe import runner
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array
 
 _FIRST = frozenset({"Conv", "ConvTranspose", "BatchNormalization"})
@@ -101,11 +102,11 @@ def measure(
         GateError: The quantized model's answers are not finite where the float model's are, or hold nothing of them:
             the noise is as large as the signal, as if all answers were zero.
     """
-    whole = runner(quantized, [value.name for value in quantized.graph.output])
+    whole = Witness(quantized)
     if not answers.types:
         whole(next(iter(batches)))
         return Closeness(None, None)
-    run, run_quantized = answers.runner(float_model), answers.runner(quantized)
+    run, run_quantized = answers.witness(float_model), answers.witness(quantized)
     powers: dict[str, _Powers] = {}
     comparable = True
     graph = Graph(float_model.graph)
@@ -167,17 +168,23 @@ def _require_finite(name: str, expected: Array, answered: Array) -> None:
 
 
 def _channel_axis(graph: Graph, name: str, shape: tuple[int, ...]) -> int | None:
-    """Return the axis of an answer's channels: where the layer that it comes from has them.
+    """Return the axis of an answer's channels: where the nearest layer above it has them.
 
-    Where something between that layer and the answer moves axes, the shorter of the second and the last.
+    Where something below every layer moves axes, the shorter of the second and the last.
     """
     if len(shape) < 2:
         return None
     last = len(shape) - 1
-    while (node := graph.producer.get(name)) is not None and node.input and node.op_type not in _MOVING:
+    queue = deque([name])
+    seen: set[str] = set()
+    while queue:
+        node = graph.producer.get(queue.popleft())
+        if node is None or node.op_type in _MOVING:
+            continue
         if node.op_type in _FIRST:
             return 1
         if node.op_type in _LAST:
             return last
-        name = node.input[0]
+        queue.extend(read for read in node.input if read not in seen)
+        seen.update(node.input)
     return 1 if shape[1] <= shape[last] else last

@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtdeploy.calibration import AbsHistogram
-from trtdeploy.errors import ModelError, QuantizationError
-from trtdeploy.runtimes.onnxruntime.direct import Run, direct_runner
+from trtdeploy.errors import QuantizationError
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array
 
 
@@ -32,7 +32,7 @@ class Observer:
         given = {value.name for value in model.graph.input}
         self._keys = keys
         self._made = [tensor for tensor in keys if tensor not in given]
-        self._run = runner(with_outputs(model, dict.fromkeys(self._made, TensorProto.FLOAT)), self._made)
+        self._run = Witness(with_outputs(model, dict.fromkeys(self._made, TensorProto.FLOAT)), self._made)
         self.histograms = {key: AbsHistogram() for key in keys.values()}
 
     def look(self, inputs: Iterable[Mapping[str, Array]]) -> None:
@@ -59,28 +59,3 @@ def with_outputs(model: onnx.ModelProto, tensors: Mapping[str, int]) -> onnx.Mod
     del observed.graph.output[:]
     observed.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in tensors.items())
     return observed
-
-
-def runner(model: onnx.ModelProto, outputs: list[str]) -> Run:
-    """Return a function from a model's inputs to some of its outputs; see ``direct_runner``.
-
-    Raises:
-        ModelError: The model is too large for one file, or ONNX Runtime does not accept it.
-    """
-    return direct_runner(serialized(model), outputs)
-
-
-def serialized(model: onnx.ModelProto) -> bytes:
-    """Return the model as bytes.
-
-    Raises:
-        ModelError: It is larger than protobuf's 2 GiB.
-    """
-    try:
-        content: bytes = model.SerializeToString()
-    except Exception as error:  # protobuf's EncodeError, or ValueError, depending on its implementation
-        raise ModelError(
-            f"The model does not fit into one ONNX file of at most 2 GiB ({error}).",
-            hint="Quantize it in parts, or quantize the checkpoint with: trtdeploy train calibrate",
-        ) from error
-    return content

@@ -37,9 +37,10 @@ from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.ptq.answers import answers_of
 from trtdeploy.ptq.choice import Candidate, Score, best_of, score_candidates
 from trtdeploy.ptq.closeness import WorstChannel, measure
-from trtdeploy.ptq.observe import Observer, runner, serialized
+from trtdeploy.ptq.observe import Observer
 from trtdeploy.ptq.options import PtqOptions
 from trtdeploy.ptq.parting import Parts
+from trtdeploy.runtimes.onnxruntime.witness import Witness, serialized
 from trtdeploy.samples import Opened, draw, ids_digest, open_samples
 from trtdeploy.statistics import Interval
 from trtdeploy.tensors import Array
@@ -313,7 +314,7 @@ def _score(
     name, answer = source.inputs[0].name, [source.outputs[0].name]
     scores = []
     for model in (float_model, quantized):
-        run = runner(model, answer)
+        run = Witness(model, answer)
 
         def predict(inputs: Array, run: Callable[[Mapping[str, Array]], list[Array]] = run) -> Array:
             return run({name: inputs})[0]

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from trtdeploy.errors import BuildError, ModelError, TimingCacheError, TrtDeployError, UsageError
+from trtdeploy.errors import BuildError, InferenceError, ModelError, TimingCacheError, TrtDeployError, UsageError
 from trtdeploy.onnxgraph.layers import QuantizationCount, count_quantized
 from trtdeploy.onnxgraph.source import SourceModel
 from trtdeploy.plan import DeviceFacts, PrecisionFacts, TacticFacts
@@ -19,10 +19,11 @@ from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.onnxruntime.blocked_layout import uses_blocked_layout
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
-from trtdeploy.runtimes.onnxruntime.integer_kernels import INTEGER_KERNELS, inexact_kernels, with_exact_sums
+from trtdeploy.runtimes.onnxruntime.integer_kernels import INTEGER_KERNELS, inexact_kernels
 from trtdeploy.runtimes.onnxruntime.measure import median_milliseconds, relative_error
 from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.runtimes.trial_inputs import RealInputs, TrialInputs, trial_inputs
 from trtdeploy.tensors import Array
 from trtdeploy.timing_cache import TimingCache
@@ -111,9 +112,9 @@ def _compile(
     tactics = tactics_for(quantized)
     inputs = trial.arrays
     try:
-        reference = make_session(with_exact_sums(source.proto).SerializeToString()).run(None, inputs)
-    except RUNTIME_ERRORS as error:
-        raise _cannot_run(source, trial, first_line(error)) from error
+        reference = Witness(source.proto)(inputs)
+    except (ModelError, InferenceError) as error:
+        raise _cannot_run(source, trial, error.message) from error
     _require_numbers(source, trial, reference)
     if trial.assumed:
         logger.warning("measured and checked with open sizes at 1 (%s). %s", trial, trial.remedy)

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from trtdeploy.onnxgraph.qdq import remove_unused, unused
+from trtdeploy.onnxgraph.exact_integers import PRODUCTS, Operands, exact_integers
 from trtdeploy.runtimes.onnxruntime.integer_sums import LARGEST_SAFE_CODE, Types, exact_products
 from trtdeploy.tensors import Array
 
-
-@dataclass(frozen=True)
-class _Operands:
-    """Where an operator has the activation and the weight that it multiplies, each with its zero-point.
-
-    ``a`` is None where the operator quantizes the activation itself, to UINT8.
-    """
-
-    a: int | None
-    a_zero: int | None
-    b: int
-    b_zero: int
-
-
-# ONNX's operators and "com.microsoft": docs/ContribOperators.md of ONNX Runtime.
-_PRODUCTS: Mapping[str, tuple[_Operands, ...]] = {
-    "QLinearConv": (_Operands(0, 2, 3, 5),),
-    "QLinearMatMul": (_Operands(0, 2, 3, 5),),
-    "QGemm": (_Operands(0, 2, 3, 5),),
-    "MatMulInteger": (_Operands(0, 2, 1, 3),),
-    "ConvInteger": (_Operands(0, 2, 1, 3),),
-    "MatMulIntegerToFloat": (_Operands(0, 4, 1, 5),),
-    "DynamicQuantizeMatMul": (_Operands(None, None, 1, 3),),
-    "DynamicQuantizeLSTM": (_Operands(None, None, 1, 9), _Operands(None, None, 2, 11)),
-    "QAttention": (_Operands(0, 6, 1, 7),),
-}
-
 # Kernels that work on codes without summing up products of them.
 _OTHERS = frozenset({"QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool", "QLinearAveragePool"})
-INTEGER_KERNELS = _OTHERS | frozenset(_PRODUCTS)
+INTEGER_KERNELS = _OTHERS | frozenset(PRODUCTS)
 
 
 def inexact_kernels(model: onnx.ModelProto, exact: frozenset[Types] | None = None) -> list[str]:
@@ -57,25 +30,16 @@ def inexact_kernels(model: onnx.ModelProto, exact: frozenset[Types] | None = Non
 
 
 def with_exact_sums(model: onnx.ModelProto, exact: frozenset[Types] | None = None) -> onnx.ModelProto:
-    """Return the model with unsigned weights in every product of codes that this processor does not sum up exactly.
+    """Return the model with weights of the activations' sign, if this processor does not sum up all products exactly.
 
-    INT8 weights become UINT8, 128 more with a zero-point that is 128 more: the same products, to the bit, by kernels
-    that are exact on every processor. Weights that the graph computes stay.
+    See ``onnxgraph.exact_integers``: the same products, to the bit, by kernels that are exact on every processor.
 
     Args:
         model: Its ``QLinearConv``, ``MatMulInteger`` etc. are rewritten; Q/DQ is not touched. It is not changed.
         exact: As in ``inexact_kernels``.
     """
     known = exact_products() if exact is None else exact
-    if all(each.is_safe(known) for each in _products(model)):
-        return model
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for each in list(_products(changed)):
-        if not each.is_safe(known) and (each.types[0], "uint8") in known:
-            each.take_unsigned_weights()
-    remove_unused(changed.graph)
-    return changed
+    return model if all(each.is_safe(known) for each in _products(model)) else exact_integers(model)
 
 
 @dataclass
@@ -114,7 +78,7 @@ class _Product:
     """One product of codes."""
 
     node: onnx.NodeProto
-    operands: _Operands
+    operands: Operands
     scope: _Scope
 
     @property
@@ -125,25 +89,6 @@ class _Product:
 
     def is_safe(self, exact: frozenset[Types]) -> bool:
         return self.types in exact or self._has_small_codes()
-
-    def take_unsigned_weights(self) -> None:
-        codes = self.scope.constants.get(self._input(self.operands.b))
-        zero_name = self._input(self.operands.b_zero)
-        zero = self.scope.constants.get(zero_name, None if zero_name else np.zeros((), np.int8))
-        if codes is None or codes.dtype != np.int8 or zero is None:
-            return
-        while len(self.node.input) <= self.operands.b_zero:
-            self.node.input.append("")
-        self.node.input[self.operands.b] = self._constant(self._input(self.operands.b), codes)
-        self.node.input[self.operands.b_zero] = self._constant(zero_name or f"{self.node.output[0]}.zero", zero)
-
-    def _constant(self, stem: str, signed: Array) -> str:
-        used = set(self.scope.types) | {name for node in self.scope.graph.node for name in [*node.input, *node.output]}
-        name = unused(f"{stem}.unsigned", used)
-        unsigned = (signed.astype(np.int16) + 128).astype(np.uint8)
-        self.scope.graph.initializer.append(numpy_helper.from_array(unsigned, name))
-        self.scope.types[name] = "uint8"
-        return name
 
     def _has_small_codes(self) -> bool:
         codes = self.scope.constants.get(self._input(self.operands.b))
@@ -161,7 +106,7 @@ def _products(model: onnx.ModelProto) -> Iterator[_Product]:
         graph, outer = pending.pop()
         scope = _Scope.of(graph, outer)
         for node in graph.node:
-            for operands in _PRODUCTS.get(node.op_type, ()):
+            for operands in PRODUCTS.get(node.op_type, ()):
                 yield _Product(node, operands, scope)
             for attribute in node.attribute:
                 pending += [(inner, scope) for inner in [attribute.g, *attribute.graphs] if inner.node]

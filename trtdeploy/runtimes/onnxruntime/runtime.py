@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnxruntime
 
@@ -12,8 +12,7 @@ from trtdeploy.runtimes.base import BuildProgress, BuiltPlan, LoadedEngine, Runt
 from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name
 from trtdeploy.runtimes.onnxruntime.engine import OnnxRuntimeEngine
-from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, Session, first_line, make_session
-from trtdeploy.tensors import TensorSpec
+from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, Session, first_line, make_session, tensor_spec
 from trtdeploy.timing_cache import TimingCache
 
 if TYPE_CHECKING:
@@ -54,8 +53,8 @@ class OnnxRuntime(Runtime):
             content,
             runtime=RuntimeFacts(name="onnxruntime", version=self.version),
             device=DeviceFacts(kind="cpu", name=processor_name(), capability=instruction_sets()),
-            inputs=tuple(map(_spec, session.get_inputs())),
-            outputs=tuple(map(_spec, session.get_outputs())),
+            inputs=tuple(map(tensor_spec, session.get_inputs())),
+            outputs=tuple(map(tensor_spec, session.get_outputs())),
         )
 
     def check(self, manifest: Manifest, options: LoadOptions) -> None:
@@ -94,11 +93,3 @@ class OnnxRuntime(Runtime):
             raise PlanCorruptError(
                 f"ONNX Runtime {self.version} cannot load the plan: {first_line(error)}", hint="Build it again."
             ) from error
-
-
-def _spec(value: Any) -> TensorSpec:
-    """Return what a session says of an input or output: "tensor(float)" and sizes that may be names."""
-    kind = str(value.type).removeprefix("tensor(").removesuffix(")")
-    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
-    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
-    return TensorSpec(name=value.name, dtype=dtype, shape=shape)

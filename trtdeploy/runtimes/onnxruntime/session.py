@@ -9,6 +9,10 @@ from typing import Any
 
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
+from pydantic import ValidationError
+
+from trtdeploy.errors import DtypeError
+from trtdeploy.tensors import TensorSpec
 
 Session = Any  # onnxruntime ships no types
 
@@ -72,6 +76,21 @@ def optimize_offline(
         target = Path(folder) / "optimized.onnx"
         make_session(model, optimization=optimization, entries=entries, save_optimized=target, without=without)
         return target.read_bytes()
+
+
+def tensor_spec(value: Any) -> TensorSpec:
+    """Return what a session says of an input or output: "tensor(float)" and sizes that may be names.
+
+    Raises:
+        DtypeError: It has another element type than arrays have here.
+    """
+    kind = str(value.type).removeprefix("tensor(").removesuffix(")")
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    try:
+        return TensorSpec(name=value.name, dtype=dtype, shape=shape)
+    except ValidationError as error:
+        raise DtypeError(f"{value.name!r} is {value.type}, which no array of numpy holds.") from error
 
 
 def first_line(error: Exception) -> str:

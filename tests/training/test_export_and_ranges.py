@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from training.checkpoint import load_checkpoint
-from training.export import export, onnx_predictor
+from training.export import INPUT_NAME, export, onnx_predictor
 from training.quantization import SMALLEST_AMAX
 from trtdeploy.onnxgraph import ranges_to_qdq
 from trtdeploy.onnxgraph.dynamic_ranges import read_ranges, write_ranges
@@ -29,14 +30,15 @@ def test_ranges_from_a_file_and_the_explicit_export_are_one_model(digits, ptq_fi
     onnx.checker.check_model(canonical, full_check=True)
     preprocessing = load_checkpoint(ptq_file).facts.preprocessing
     inputs = preprocessing.normalise(digits.split("test").pixels(preprocessing, range(50)))
-    for optimize in (False, True):
-        answers = [
-            onnx_predictor(model.SerializeToString(), optimize=optimize)(inputs)
-            for model in (explicit, canonical, from_ranges)
-        ]
-        np.testing.assert_array_equal(answers[1], answers[2])
-        if not optimize:  # the optimizer fuses what it finds, and that differs from the export's own form
-            np.testing.assert_array_equal(answers[0], answers[1])
+    answers = [onnx_predictor(model.SerializeToString())(inputs) for model in (explicit, canonical, from_ranges)]
+    np.testing.assert_array_equal(answers[1], answers[2])
+    np.testing.assert_array_equal(answers[0], answers[1])
+    # ONNX Runtime's optimizer fuses what it finds, and that differs from the export's own form
+    fused = [
+        onnxruntime.InferenceSession(model.SerializeToString()).run(None, {INPUT_NAME: inputs})[0]
+        for model in (canonical, from_ranges)
+    ]
+    np.testing.assert_array_equal(*fused)
 
 
 def test_dead_channels_have_one_rule():

@@ -54,7 +54,7 @@ def test_every_convolution_and_sum_runs_in_integers(make, tmp_path):
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in quantized.modules())
     signed = onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
     unsigned = with_unsigned_activations(signed)
-    answers = [onnx_predictor(model.SerializeToString(), optimize=False)(noise.numpy()) for model in (signed, unsigned)]
+    answers = [onnx_predictor(model.SerializeToString())(noise.numpy()) for model in (signed, unsigned)]
     assert np.array_equal(*answers)
     before, after = optimized(signed, tmp_path), optimized(unsigned, tmp_path)
     convolutions = sum(node.op_type == "Conv" for node in signed.graph.node)
@@ -94,5 +94,5 @@ def test_a_checkpoint_is_rebuilt_with_folded_layers_and_exported(digits, float_f
     written = onnx.load(exported.path)
     types = Counter(tensor.data_type for tensor in written.graph.initializer if tensor.name == "activation_zero_point")
     assert types == {onnx.TensorProto.UINT8: 1}
-    answered = onnx_predictor(exported.path.read_bytes(), optimize=False)(inputs)
+    answered = onnx_predictor(exported.path.read_bytes())(inputs)
     assert (answered.argmax(1) == predictor(checkpoint.model)(inputs).argmax(1)).all()

@@ -21,7 +21,17 @@ from trtdeploy.tensors import Array
 
 _KEEP_SIGN = frozenset(
     {"MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose", "QuantizeLinear", "Squeeze"}
-    | {"DequantizeLinear", "Identity", "Dropout", "ReduceMean", "Unsqueeze", "Slice"}
+    | {"DequantizeLinear", "Identity", "Dropout", "ReduceMean", "Unsqueeze", "Slice", "Split", "Tile", "Expand"}
+    | {
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "GlobalMaxPool",
+        "ReduceMax",
+        "ReduceMin",
+    }
 )
 _KEEP_SIGN_OF_ALL = frozenset({"Concat", "Add", "Mul"})
 _POSITIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax"})

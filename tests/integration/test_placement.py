@@ -13,6 +13,10 @@ CASES = {
         "a = Conv(x, w) \n r = Relu(a) \n b = Conv(r, w) \n s = Conv(x, w) \n y = Add(b, s)",
         {("y", 1, "residual")},
     ),
+    "a bias that is computed from constants": (
+        "a = Conv(x, w) \n s = Constant<value_ints=[1, 4, 1, 1]>() \n r = Reshape(c, s) \n y = Add(a, r)",
+        set(),
+    ),
     "add of no convolution": ("a = Relu(x) \n y = Add(a, x)", set()),
     "silu": ("a = Conv(x, w) \n s = Sigmoid(a) \n y = Mul(a, s)", set()),
     "gate": (

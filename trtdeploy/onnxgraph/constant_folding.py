@@ -15,19 +15,16 @@ import onnx_ir as ir
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from trtdeploy.onnxgraph.qdq import ONNX_DOMAINS, RANDOM_OPS
 from trtdeploy.tensors import Array
 
 logger = logging.getLogger(__name__)
 
-ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 _FED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "BatchNormalization"}
     | {"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "RNN", "LSTM", "GRU"}
 )
 """Ops whose constant inputs are folded."""
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
-)
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 """Ops that say how something is quantized, which is not to be lost."""
 
@@ -84,7 +81,7 @@ def _constants(graph: ir.Graph) -> set[ir.Value]:
     for node in graph:
         if (
             node.domain in ONNX_DOMAINS
-            and node.op_type not in _RANDOM | _QUANTIZED
+            and node.op_type not in RANDOM_OPS | _QUANTIZED
             and all(value is None or value in known for value in node.inputs)
             and not any(entry.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for entry in _attributes(node))
         ):

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, node_name, outer_names
+from trtdeploy.onnxgraph.qdq import ONNX_DOMAINS, WEIGHTED_OPS, Graph, node_name
 
 MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 """Ops that only move values; TensorRT takes Q/DQ across them ("Q/DQ propagation" in its developer guide)."""
 
-_ONNX_DOMAINS = ("", "ai.onnx")
 _OTHER_WEIGHTED_OPS = {"Einsum": (0, 1), "DeformConv": (1,), "RNN": (1, 2), "LSTM": (1, 2), "GRU": (1, 2)}
 """Ops that multiply with weights, too, and where these may stand; neither TensorRT nor our rules quantize them."""
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
 
 
 @dataclass(frozen=True)
@@ -78,19 +76,7 @@ def weighted_layers(model: onnx.ModelProto) -> list[Layer]:
     are not looked into.
     """
     graph = Graph(model.graph)
-    constants = constant_tensors(model.graph)
-    return [_layer(graph, node, weights) for node, weights in _with_weights(model.graph, constants)]
-
-
-def constant_tensors(graph: onnx.GraphProto) -> set[str]:
-    """Return the names of all tensors that depend on constants alone."""
-    constants = {tensor.name for tensor in graph.initializer} - {value.name for value in graph.input}
-    for node in graph.node:
-        if node.domain in _ONNX_DOMAINS and node.op_type not in _RANDOM:
-            reads = [*(name for name in node.input if name), *outer_names(node)]
-            if all(name in constants for name in reads):
-                constants.update(name for name in node.output if name)
-    return constants
+    return [_layer(graph, node, weights) for node, weights in _with_weights(model.graph, graph.constants)]
 
 
 def pair_before(graph: Graph, tensor: str) -> tuple[onnx.NodeProto | None, onnx.NodeProto | None]:
@@ -107,7 +93,7 @@ def pair_before(graph: Graph, tensor: str) -> tuple[onnx.NodeProto | None, onnx.
 
 def _with_weights(graph: onnx.GraphProto, constants: set[str]) -> Iterator[tuple[onnx.NodeProto, int]]:
     for node in graph.node:
-        if node.domain not in _ONNX_DOMAINS or all(name in constants for name in node.input if name):
+        if node.domain not in ONNX_DOMAINS or all(name in constants for name in node.input if name):
             continue
         places = (0, 1) if node.op_type in WEIGHTED_OPS else _OTHER_WEIGHTED_OPS.get(node.op_type, ())
         weights = [place for place in places if place < len(node.input) and node.input[place] in constants]

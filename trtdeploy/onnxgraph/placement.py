@@ -81,7 +81,10 @@ def _of_node(graph: Graph, node: onnx.NodeProto, target: Target) -> Iterator[Wan
     if node.op_type in WEIGHTED_OPS and sum(constant) == 1 and (constant[1] or node.op_type == "MatMul"):
         for position in (0, 1):
             yield Wanted((name, position), node.input[position], "weight" if constant[position] else "input")
-    elif node.op_type in _POOLS or (node.op_type == "ReduceMean" and _over_image(graph, node)):
+        return
+    # a bias or a factor that is computed from constants is no branch of the network
+    constant = [read in graph.constants for read in node.input[:2]]
+    if node.op_type in _POOLS or (node.op_type == "ReduceMean" and _over_image(graph, node)):
         yield Wanted((name, 0), node.input[0], "pooling")
     elif target == "onnxruntime":
         yield from _for_integer_kernels(graph, node, any(constant))
@@ -101,7 +104,7 @@ def _for_integer_kernels(graph: Graph, node: onnx.NodeProto, has_constant: bool)
         yield Wanted((node.output[0], 0), node.input[0], "activation")
     elif node.op_type not in _COMMUTES | {"BatchNormalization", "Concat", "Shape", "Size"}:
         for position, read in enumerate(node.input):
-            maker = graph.producer.get(read)
+            maker = graph.producer.get(read) if read not in graph.constants else None
             if maker is not None and (maker.op_type in ("Add", "Mul") or _is_convolution(graph, read)):
                 yield Wanted((node.output[0], position), read, "activation")
 

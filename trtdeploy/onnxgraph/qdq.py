@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -11,6 +12,11 @@ from onnx import numpy_helper
 from trtdeploy.errors import ModelError
 from trtdeploy.tensors import Array
 
+ONNX_DOMAINS = frozenset({"", "ai.onnx"})
+RANDOM_OPS = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+)
+"""Ops whose results differ from run to run, whatever they read."""
 WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Attributes of newer opsets that change what Q/DQ computes; such constants are left to the runtime.
 NOT_PLAIN = ("block_size", "output_dtype", "precision")
@@ -28,6 +34,17 @@ class Graph:
             for name in [*node.input, *outer_names(node)]:
                 self.consumers[name].append(node)
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+
+    @cached_property
+    def constants(self) -> set[str]:
+        """The names of all tensors that depend on constants alone, through whatever ops."""
+        constants = set(self._initializers) - {value.name for value in self.graph.input}
+        for node in self.graph.node:
+            if node.domain in ONNX_DOMAINS and node.op_type not in RANDOM_OPS:
+                reads = [*(name for name in node.input if name), *outer_names(node)]
+                if all(name in constants for name in reads):
+                    constants.update(name for name in node.output if name)
+        return constants
 
     def constant(self, name: str) -> Array | None:
         """Return the value of an initializer or a Constant node's output, also behind Identity nodes, else None."""

@@ -43,6 +43,7 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         "qdq_pairs": count.pairs,
         "weighted_layers": count.weighted_layers,
         "quantized_layers": count.quantized_layers,
+        "layers_asked_for": dict(count.asked),
         # of a float model that is all of them
         "left_in_float": left_in_float(source.proto) if count.pairs else {},
         "preprocessing": describe(source.preprocessing) if source.preprocessing else None,

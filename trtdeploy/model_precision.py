@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,21 +17,27 @@ def with_precision(source: SourceModel, config: BuildConfig) -> SourceModel:
     """Return the model with Q/DQ from dynamic ranges, and with what is not quantized cast, as far as it is asked.
 
     Raises:
-        QuantizationError: Explicit precision is asked for and the model has no Q/DQ; or the ranges are faulty.
+        QuantizationError: Explicit precision is asked for and no layer has INT8 Q/DQ; or the ranges are faulty.
         RuntimeUnavailableError: The library that casts is not installed.
     """
     from trtdeploy.onnxgraph.dynamic_ranges import read_ranges
-    from trtdeploy.onnxgraph.layers import quantized_nodes
+    from trtdeploy.onnxgraph.layers import asked_types
+    from trtdeploy.onnxgraph.quantized_types import INT8
     from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_ranges
 
     proto = source.proto
     if config.ranges is not None and not config.implicit:
         proto = quantize_with_ranges(proto, read_ranges(config.ranges))
     elif config.precision == "explicit":
-        if not any(quantized_nodes(proto).values()):
+        asked = Counter(kind for kind in asked_types(proto).values() if kind is not None)
+        if INT8 not in asked:
+            others = ", ".join(f"{kind} in {count}" for kind, count in asked.items())
             raise QuantizationError(
-                f"--precision explicit was asked for, and {source.path} has no layer with Q/DQ on input and weights.",
-                hint="Export a calibrated model (trtdeploy train export), or give dynamic ranges: --ranges FILE",
+                f"--precision explicit was asked for, and {source.path} has no layer with INT8 Q/DQ on input and "
+                "weights" + (f"; its Q/DQ is {others} of its layers." if others else "."),
+                hint="Leave out --precision explicit: the model is then built with the types that it has."
+                if others
+                else "Export a calibrated model (trtdeploy train export), or give dynamic ranges: --ranges FILE",
             )
         # the same form that ranges lead to: equal scales make equal models, whichever way they came
         proto = canonical_qdq(proto)

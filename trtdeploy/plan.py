@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,26 +53,39 @@ class LayerPrecision(_Part):
     Attributes:
         macs: Its multiply-accumulates at the best served shapes.
         quantized: Whether its input and weights both pass through Q/DQ, or have dynamic ranges.
-        runs_in: "int8" or what else the engine says; None where it cannot be asked here.
+        asked_for: The type that the model asks for: "int8", "fp8", "int4 weight-only" ...; None for float.
+        runs_in: The type that it was shown to run in, "float32" among them; None where nothing shows it.
     """
 
     macs: int
     quantized: bool
+    asked_for: str | None = None
     runs_in: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_once_written(cls, data: Any) -> Any:
+        # manifests had no types while INT8 was the only one
+        if isinstance(data, dict) and "asked_for" not in data and data.get("quantized") is True:
+            return {**data, "asked_for": "int8"}
+        return data
 
 
 class PrecisionFacts(_Part):
-    """How much of the network is INT8.
+    """What the layers of a network are asked to compute in, what they are shown to run in, and what is not known.
 
     Attributes:
         weighted_layers: Convolutions and matrix products with constant weights.
         quantized_layers: Those among them whose input and weights both pass through Q/DQ.
         integer_kernels: Kernels of the plan that compute in integers; None where the runtime cannot be asked here.
-        int8_macs_percent: Share of the multiply-accumulates that runs in INT8, or, where the engine cannot be asked,
-            that the network asks for in INT8; None where it was not counted.
-        evidence: Who says so: "engine inspector", "parsed network" or "optimized graph".
+        asked_for: Percent of the multiply-accumulates that the model asks for in each type; the rest is float.
+        runs_in: Percent of the multiply-accumulates that was shown to run in each type.
+        unknown_percent: Percent of the multiply-accumulates that nothing shows; None where none were counted.
+        evidence: Who says so: "engine inspector", "kernel names" (what the plan lists), "parsed network" (which shows
+            nothing of the plan) or "optimized graph".
         reformats: Layers that only convert data between types and layouts.
-        fallbacks: Quantized layers that do not run in INT8, and why.
+        fallbacks: Quantized layers that are shown not to run in their type, and why.
+        unknown: Layers that nothing shows the type of, and why.
         layers: The layers with constant weights by ONNX node name, where they were looked at one by one.
         note: How the numbers were found, and what they do not say.
     """
@@ -78,12 +93,88 @@ class PrecisionFacts(_Part):
     weighted_layers: int
     quantized_layers: int
     integer_kernels: int | None
-    int8_macs_percent: float | None = None
-    evidence: Literal["engine inspector", "parsed network", "optimized graph"] = "optimized graph"
+    asked_for: dict[str, float] = Field(default_factory=dict)
+    runs_in: dict[str, float] = Field(default_factory=dict)
+    unknown_percent: float | None = None
+    evidence: Literal["engine inspector", "kernel names", "parsed network", "optimized graph"] = "optimized graph"
     reformats: tuple[str, ...] = ()
     fallbacks: dict[str, str] = Field(default_factory=dict)
+    unknown: dict[str, str] = Field(default_factory=dict)
     layers: dict[str, LayerPrecision] = Field(default_factory=dict)
     note: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_once_written(cls, data: Any) -> Any:
+        # One share stood for what was asked for or for what runs, depending on the evidence.
+        if not isinstance(data, dict) or "int8_macs_percent" not in data:
+            return data
+        facts = dict(data)
+        share = facts.pop("int8_macs_percent")
+        if share is not None and facts.get("evidence") == "engine inspector":
+            return {"runs_in": {"int8": share}, "unknown_percent": round(100 - share, 2), **facts}
+        return facts if share is None else {"asked_for": {"int8": share}, "unknown_percent": 100.0, **facts}
+
+    @classmethod
+    def of(
+        cls,
+        layers: Mapping[str, LayerPrecision],
+        *,
+        evidence: Literal["engine inspector", "kernel names", "parsed network", "optimized graph"],
+        note: str,
+        integer_kernels: int | None = None,
+        reformats: tuple[str, ...] = (),
+        fallbacks: Mapping[str, str] | None = None,
+        unknown: Mapping[str, str] | None = None,
+    ) -> PrecisionFacts:
+        """Return the facts of these layers with their sums."""
+        total = sum(layer.macs for layer in layers.values())
+        asked: Counter[str] = Counter()
+        shown: Counter[str] = Counter()
+        for layer in layers.values():
+            asked[layer.asked_for or ""] += layer.macs
+            shown[layer.runs_in or ""] += layer.macs
+        return cls(
+            weighted_layers=len(layers),
+            quantized_layers=sum(layer.quantized for layer in layers.values()),
+            integer_kernels=integer_kernels,
+            asked_for={kind: _percent(macs, total) for kind, macs in asked.items() if kind and total},
+            runs_in={kind: _percent(macs, total) for kind, macs in shown.items() if kind and total},
+            unknown_percent=_percent(shown[""], total) if total else None,
+            evidence=evidence,
+            reformats=reformats,
+            fallbacks=dict(fallbacks or {}),
+            unknown=dict(unknown or {}),
+            layers=dict(layers),
+            note=note,
+        )
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Every type that is asked for or shown."""
+        return tuple(dict.fromkeys((*self.asked_for, *self.runs_in)))
+
+    @property
+    def shares(self) -> str:
+        """What is asked for, shown and not known, in percent of the multiply-accumulates, for people."""
+        if self.unknown_percent is None:
+            return ""
+        asked = _in_words(self.asked_for) or "nothing but float"
+        shown = f"shown by the {self.evidence}: {_in_words(self.runs_in)}" if self.runs_in else "shown: nothing"
+        return f"MACs asked for: {asked}; {shown}; unknown: {self.unknown_percent:.1f}%"
+
+    @property
+    def int8_macs_percent(self) -> float | None:
+        """Percent of the multiply-accumulates that was shown to run in INT8; None where nothing was shown."""
+        return self.runs_in.get("int8", 0.0) if self.runs_in else None
+
+
+def _percent(part: int, total: int) -> float:
+    return round(100 * part / total, 2)
+
+
+def _in_words(percent: Mapping[str, float]) -> str:
+    return ", ".join(f"{share:.1f}% {kind}" for kind, share in percent.items())
 
 
 class SourceFacts(_Part):

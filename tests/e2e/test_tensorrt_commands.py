@@ -40,18 +40,20 @@ def test_build_inspect_and_what_run_says_without_a_gpu(qdq_onnx: Path, tmp_path:
     plan = tmp_path / "b.rtx"
     code, text = run("build", qdq_onnx, "--runtime", "tensorrt-rtx", "--shape", SHAPE, "-o", plan)
     assert code == 0, text
-    assert "100.0% of MACs in INT8" in text
-    assert "parsed network" in text
+    assert "MACs asked for: 100.0% int8; shown by the kernel names: 100.0% int8; unknown: 0.0%" in text
     code, text = run("inspect", plan, "--json")
     assert code == 0
     facts = json.loads(text)
     assert facts["runtime"]["name"] == "tensorrt-rtx"
     assert facts["runs_here"] is False
     assert facts["precision"]["quantized_layers"] == 3
-    assert {layer["runs_in"] for layer in facts["precision"]["layers"].values()} == {None}
+    assert {(layer["asked_for"], layer["runs_in"]) for layer in facts["precision"]["layers"].values()} == {
+        ("int8", "int8")
+    }
+    assert (facts["precision"]["asked_for"], facts["precision"]["runs_in"]) == ({"int8": 100.0}, {"int8": 100.0})
     code, text = run("inspect", plan, "--layers")
     assert code == 0
-    assert text.count("not known here") == 3
+    assert sum(line.split()[-2:] == ["int8", "int8"] for line in text.splitlines()) == 3
     for command in (["run", plan, "--input", "input=random"], ["bench", plan]):
         code, text = run(*command)
         assert code == 3

@@ -74,13 +74,14 @@ def test_the_plan_is_the_librarys_own_bytes_with_a_manifest(plan: Plan) -> None:
 
 
 @without_gpu
-def test_precision_is_reported_as_what_the_parsed_network_asks_for(plan: Plan) -> None:
+def test_precision_is_what_the_plan_itself_shows_and_is_no_proof(plan: Plan) -> None:
     precision = plan.manifest.precision
-    assert precision.evidence == "parsed network"
+    assert precision.evidence == "kernel names"
     assert precision.integer_kernels is None
     assert precision.quantized_layers == precision.weighted_layers > 0
-    assert precision.int8_macs_percent == 100.0
-    assert "not known" in precision.note
+    assert precision.asked_for == {"int8": 100.0}
+    assert (precision.runs_in, precision.unknown_percent) == ({"int8": 100.0}, 0.0)
+    assert "no proof" in precision.note
 
 
 @without_gpu
@@ -93,7 +94,11 @@ def test_a_partly_quantized_model_has_a_share_between(tmp_path: Path) -> None:
     path = save(g.model({"input": [1, 3, 8, 8]}, {"y": [1, 8, 8, 8]}), tmp_path / "m.onnx")
     precision = build(path, tmp_path / "m.rtx", config()).manifest.precision
     # 3 and 8 input channels with equal kernels, outputs and sizes
-    assert precision.int8_macs_percent == pytest.approx(100 * 3 / 11, abs=0.01)
+    assert precision.asked_for == {"int8": pytest.approx(100 * 3 / 11, abs=0.01)}
+    assert precision.runs_in == {
+        "int8": pytest.approx(100 * 3 / 11, abs=0.01),
+        "float32": pytest.approx(100 * 8 / 11, abs=0.01),
+    }
     assert (precision.weighted_layers, precision.quantized_layers) == (2, 1)
 
 
@@ -102,7 +107,7 @@ def test_inspect_describes_it_and_says_why_it_does_not_run_here(plan: Plan) -> N
     facts = inspect_file(plan.path)
     assert facts["runs_here"] is False
     assert "driver" in facts["obstacle"].lower() or "gpu" in facts["obstacle"].lower()
-    assert facts["precision"]["int8_macs_percent"] == 100.0
+    assert facts["precision"]["asked_for"] == {"int8": 100.0}
 
 
 @without_gpu
@@ -279,7 +284,7 @@ class TestOptions:
     @pytest.mark.parametrize("kind", ["fp16"])
     def test_what_is_not_quantized_can_be_cast(self, block: Path, tmp_path: Path, kind: str) -> None:
         manifest = build(block, tmp_path / "m.rtx", config(high_precision=kind)).manifest
-        assert manifest.precision.int8_macs_percent == 100.0
+        assert manifest.precision.asked_for == manifest.precision.runs_in == {"int8": 100.0}
         assert manifest.inputs[0].dtype == "float32"
 
 

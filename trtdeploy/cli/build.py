@@ -13,6 +13,7 @@ from trtdeploy.cli.plans import AsJson
 if TYPE_CHECKING:
     from trtdeploy.plan import Plan
 
+_SHOWN_LAYERS = 5
 _PRECISION = "Precision"
 _TIMING = "Timing"
 _TENSORRT = "TensorRT"
@@ -68,7 +69,7 @@ def build(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", rich_help_panel=_PRECISION, help="auto, or explicit: demand Q/DQ in the model."),
+        typer.Option("--precision", rich_help_panel=_PRECISION, help="auto, or explicit: demand INT8 Q/DQ."),
     ] = None,
     ranges: Annotated[
         Path | None,
@@ -245,9 +246,15 @@ def _show(plan: Plan) -> None:
         typer.echo(f"  for {manifest.device.name}, compute capability {manifest.device.capability}")
         for ranges in manifest.ranges:
             typer.echo("  profile " + ", ".join(f"{name}={covered}" for name, covered in ranges.items()))
-        precision = manifest.precision
-        share = "" if precision.int8_macs_percent is None else f"{precision.int8_macs_percent:.1f}% of MACs in INT8; "
-        typer.echo(f"  {share}{precision.note}")
+    precision = manifest.precision
+    if precision.asked_for or manifest.device.kind == "gpu":
+        typer.echo(f"  {precision.shares}" if precision.shares else "  no layers with constant weights")
+        typer.echo(f"  {precision.note}")
+    fallbacks = list(precision.fallbacks.items())
+    for name, reason in fallbacks[:_SHOWN_LAYERS]:
+        typer.echo(f"  {name} was asked for in {precision.layers[name].asked_for}: {reason}")
+    if len(fallbacks) > _SHOWN_LAYERS:
+        typer.echo(f"  and {len(fallbacks) - _SHOWN_LAYERS} more: trtdeploy inspect {plan.path} --layers")
     if manifest.tactic is not None:
         origin = "timing cache" if manifest.tactic.cached else "measured now"
         for name, milliseconds in sorted(manifest.tactic.milliseconds.items(), key=lambda item: item[1]):

@@ -62,6 +62,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print(f"\n[bold]Plan[/bold] {escape(plan.file)}")
         rows = [("needs", plan.needs), ("runs here", "yes" if plan.runs_here else f"no: {plan.obstacle}")]
         rows += [("to mend it", plan.mend)] if plan.mend else []
+        rows += [("precision", plan.precision)] if plan.precision else []
         _print_rows(console, [*rows, ("Triton", plan.triton)])
     if report.healthy:
         console.print("\n[green]No problem was found.[/green]")

@@ -141,17 +141,21 @@ def bench(
 
 def _layer_table(layers: dict[str, dict[str, Any]]) -> Table:
     total = sum(layer["macs"] for layer in layers.values()) or 1
-    table = Table("layer", "MACs", "share", "quantized", "runs in", box=None, pad_edge=False)
+    table = Table("layer", "MACs", "share", "asked for", "runs in", box=None, pad_edge=False)
     for name, layer in layers.items():
         share = f"{100 * layer['macs'] / total:.1f}%"
         kind = layer["runs_in"] or "not known here"
-        table.add_row(name, f"{layer['macs']:,}", share, "yes" if layer["quantized"] else "no", kind)
+        table.add_row(name, f"{layer['macs']:,}", share, layer["asked_for"] or "float", kind)
     return table
 
 
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {entry}" for key, entry in value.items() if entry not in (None, {}, []))
+        return "\n".join(f"{key}: {_on_one_line(entry)}" for key, entry in value.items() if entry not in (None, {}, []))
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)
+
+
+def _on_one_line(entry: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in entry.items()) if isinstance(entry, dict) else str(entry)

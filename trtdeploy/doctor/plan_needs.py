@@ -21,6 +21,7 @@ class PlanNeeds(Part):
         obstacle: Why it does not run here; empty if it does.
         mend: What to do about that.
         triton: Which Triton containers load it.
+        precision: What its layers are asked for, shown to run in, and what is not known; empty where none were counted.
     """
 
     file: str
@@ -29,6 +30,7 @@ class PlanNeeds(Part):
     obstacle: str
     mend: str
     triton: str
+    precision: str
 
 
 def needs_of(path: Path, machine: Machine, able: dict[str, Ability]) -> PlanNeeds:
@@ -48,6 +50,7 @@ def needs_of(path: Path, machine: Machine, able: dict[str, Ability]) -> PlanNeed
         obstacle=obstacle,
         mend=mend,
         triton=_triton(manifest),
+        precision=manifest.precision.shares,
     )
 
 

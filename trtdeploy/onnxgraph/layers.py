@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
 
 from trtdeploy.onnxgraph.qdq import ONNX_DOMAINS, WEIGHTED_OPS, Graph, node_name
+from trtdeploy.onnxgraph.quantized_types import asked_type
 
 MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 """Ops that only move values; TensorRT takes Q/DQ across them ("Q/DQ propagation" in its developer guide)."""
@@ -26,6 +28,8 @@ class Layer:
         weights: Which of its inputs the weights are.
         input_pair: The DequantizeLinear that its input comes from, if any, perhaps through ops that only move values.
         weight_pair: The same for its weights.
+        asked_for: The type that Q/DQ asks it to compute in: ``int8``, ``fp8`` ... where its input and weights come
+            through Q/DQ, ``int4 weight-only`` where its weights alone do; None for float.
         left_float: Why it is not quantized; empty if it is.
     """
 
@@ -34,6 +38,7 @@ class Layer:
     weights: int
     input_pair: onnx.NodeProto | None
     weight_pair: onnx.NodeProto | None
+    asked_for: str | None
     left_float: str
 
     @property
@@ -44,18 +49,32 @@ class Layer:
 
 @dataclass(frozen=True)
 class QuantizationCount:
-    """How much of a graph is quantized."""
+    """How much of a graph is quantized.
+
+    Attributes:
+        weighted_layers: Layers with constant weights.
+        quantized_layers: Those of them whose input and weights are both quantized.
+        pairs: DequantizeLinear nodes, those of other layers among them.
+        asked: The layers by the type that is asked of them; ``float`` for none.
+    """
 
     weighted_layers: int
     quantized_layers: int
     pairs: int
+    asked: Mapping[str, int]
 
 
 def count_quantized(model: onnx.ModelProto) -> QuantizationCount:
     """Count layers with constant weights, those of them that Q/DQ quantizes, and all DequantizeLinear nodes."""
     found = weighted_layers(model)
     pairs = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
-    return QuantizationCount(len(found), sum(layer.is_quantized for layer in found), pairs)
+    asked = Counter(layer.asked_for or "float" for layer in found)
+    return QuantizationCount(len(found), sum(layer.is_quantized for layer in found), pairs, dict(asked))
+
+
+def asked_types(model: onnx.ModelProto) -> dict[str, str | None]:
+    """Return what Q/DQ asks every layer with constant weights to compute in, by node name; None for float."""
+    return {layer.name: layer.asked_for for layer in weighted_layers(model)}
 
 
 def quantized_nodes(model: onnx.ModelProto) -> dict[str, bool]:
@@ -115,7 +134,8 @@ def _layer(graph: Graph, node: onnx.NodeProto, weights: int) -> Layer:
         reason = "its input has Q/DQ and its weights have none"
     else:
         reason = "neither its input nor its weights have Q/DQ"
-    return Layer(node_name(node), node, weights, of_input, of_weights, reason)
+    asked = asked_type(graph, of_input, of_weights) if node.op_type in WEIGHTED_OPS else None
+    return Layer(node_name(node), node, weights, of_input, of_weights, asked, reason)
 
 
 def _reaches_pair(graph: Graph, tensor: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,8 @@ from trtdeploy.errors import ModelError
 from trtdeploy.onnxgraph.constant_folding import fold_constants
 from trtdeploy.onnxgraph.layers import weighted_layers
 from trtdeploy.onnxgraph.tensor_types import without_weights
+
+logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
@@ -37,6 +40,15 @@ def macs_by_node(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) ->
     """
     sizes = _inferred_shapes(model, shapes)
     return {layer.name: _macs(layer.node, layer.name, sizes) for layer in weighted_layers(model)}
+
+
+def relative_work(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return the multiply-accumulates of every layer, or 1 for each where the shapes do not tell them."""
+    try:
+        return macs_by_node(model, shapes)
+    except ModelError as error:
+        logger.info("layers are counted, not multiply-accumulates: %s", error)
+        return {layer.name: 1 for layer in weighted_layers(model)}
 
 
 def _macs(node: onnx.NodeProto, name: str, sizes: Mapping[str, Shape]) -> int:

@@ -34,6 +34,7 @@ class Graph:
             for name in [*node.input, *outer_names(node)]:
                 self.consumers[name].append(node)
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._stated = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input]}
 
     @cached_property
     def constants(self) -> set[str]:
@@ -59,6 +60,16 @@ class Graph:
                 if entry.name == "value":
                     return _array(entry.t)
         return None
+
+    def element_type(self, name: str) -> int | None:
+        """Return the ``TensorProto.DataType`` of a constant, an input, or what the file states a type of, else None."""
+        if name in self._initializers:
+            return int(self._initializers[name].data_type)
+        node = self.maker(name, "Constant")
+        for entry in node.attribute if node is not None else ():
+            if entry.name == "value":
+                return int(entry.t.data_type)
+        return self._stated.get(name) or None
 
     def maker(self, name: str, op_type: str) -> onnx.NodeProto | None:
         """Return the node that makes ``name`` if it is of ``op_type``."""

@@ -71,7 +71,7 @@ class Report(_Part):
         disagreements_in_all: How many there are.
         latency: Distribution of the time of one request at the client.
         times: Where the mean time of a request went; empty where there is no server, or it does not say.
-        precision: How much of the plan is INT8; None where the plan's manifest is not at hand.
+        precision: What the plan's layers were asked for and run in; None where the plan's manifest is not at hand.
         provenance: Hashes, versions and names.
     """
 

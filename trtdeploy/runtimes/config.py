@@ -37,7 +37,7 @@ class BuildConfig(BaseModel):
         timing_cache: File that keeps measured timings between builds, or a folder with one such file per machine.
         timing_cache_mode: "update" reads and extends it; "read-only" only reads it; "verify" fails where the cache
             lacks a timing, so that the same tactics are chosen or none.
-        precision: "explicit" demands Q/DQ in the model; "auto" takes the model as it is.
+        precision: "explicit" demands INT8 Q/DQ in the model; "auto" takes the model as it is, FP8 and INT4 as well.
         ranges: Dynamic ranges per tensor, JSON or TensorRT's calibration-cache text: the model gets Q/DQ from them.
         implicit: Hand the ranges to TensorRT <= 10 as such (deprecated there) in place of Q/DQ.
         high_precision: What is not quantized runs in this type; strong typing takes it from the model, so the model is

@@ -12,9 +12,11 @@ import onnx
 import onnxruntime
 
 from trtdeploy.errors import BuildError, InferenceError, ModelError, TimingCacheError, TrtDeployError, UsageError
-from trtdeploy.onnxgraph.layers import QuantizationCount, count_quantized
+from trtdeploy.onnxgraph.layers import asked_types, count_quantized
+from trtdeploy.onnxgraph.macs import relative_work
+from trtdeploy.onnxgraph.quantized_types import INT8, quantizes_input
 from trtdeploy.onnxgraph.source import SourceModel
-from trtdeploy.plan import DeviceFacts, PrecisionFacts, TacticFacts
+from trtdeploy.plan import DeviceFacts, LayerPrecision, PrecisionFacts, TacticFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.onnxruntime.blocked_layout import uses_blocked_layout
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 MAX_RELATIVE_ERROR = 0.05
 
 _EXACT_EVERYWHERE = frozenset({("uint8", "uint8"), ("int8", "int8")})
+_PACKED_WEIGHTS = "MatMulNBits"
+"""Multiplies a float input by weights that stay codes of 4 or 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def build_plan(
             name=processor_name(),
             capability=instruction_sets() if bound else instruction_sets().split("+")[0],
         ),
-        precision=_precision(count, optimized),
+        precision=_precision(source, inputs, optimized),
         tactic=TacticFacts(
             name=best.tactic,
             threads=best.threads,
@@ -212,20 +216,40 @@ def _timings(
     return measured, False
 
 
-def _precision(count: QuantizationCount, optimized: onnx.ModelProto) -> PrecisionFacts:
+def _precision(source: SourceModel, inputs: dict[str, Array], optimized: onnx.ModelProto) -> PrecisionFacts:
+    asked = asked_types(source.proto)
+    macs = relative_work(source.proto, {name: array.shape for name, array in inputs.items()})
     kernels = [node.op_type for node in optimized.graph.node if node.op_type in INTEGER_KERNELS]
-    if not count.pairs:
+    types = sorted({kind for kind in asked.values() if kind})
+    if not any(node.op_type == "DequantizeLinear" for node in source.proto.graph.node):
         note = "The model has no Q/DQ: everything runs in float."
     elif kernels:
         note = f"Integer kernels: {_counted(kernels)}."
+    elif types and INT8 not in types:
+        note = f"Values are rounded to {' and '.join(types)} codes; the arithmetic on this CPU is float."
     else:
         note = "Values are rounded to INT8 codes; the arithmetic on this CPU is float, which was measured as faster."
-    return PrecisionFacts(
-        weighted_layers=count.weighted_layers,
-        quantized_layers=count.quantized_layers,
-        integer_kernels=len(kernels),
-        note=note,
-    )
+    by_name = {node.name: node.op_type for node in optimized.graph.node}
+    integer = bool(kernels) or _PACKED_WEIGHTS in by_name.values()
+    layers = {
+        name: LayerPrecision(
+            macs=work,
+            quantized=quantizes_input(asked[name]),
+            asked_for=asked[name],
+            runs_in=_runs_in(by_name.get(name), asked[name]) if integer else "float",
+        )
+        for name, work in macs.items()
+    }
+    return PrecisionFacts.of(layers, evidence="optimized graph", integer_kernels=len(kernels), note=note)
+
+
+def _runs_in(kernel: str | None, asked: str | None) -> str | None:
+    """Return what the optimized graph shows of a layer: some optimizations give a layer another name, then nothing."""
+    if kernel is None:
+        return None
+    if kernel in INTEGER_KERNELS:
+        return INT8
+    return asked if kernel == _PACKED_WEIGHTS else "float"
 
 
 def _counted(kinds: Iterable[str]) -> str:

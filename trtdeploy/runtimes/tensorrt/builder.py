@@ -8,23 +8,25 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtdeploy.errors import BuildError, ModelError, PlanError, RuntimeUnavailableError, TimingCacheError
-from trtdeploy.onnxgraph.layers import quantized_nodes
-from trtdeploy.onnxgraph.macs import macs_by_node
+from trtdeploy.errors import BuildError, PlanError, RuntimeUnavailableError, TimingCacheError
+from trtdeploy.onnxgraph.layers import asked_types
+from trtdeploy.onnxgraph.macs import relative_work
 from trtdeploy.onnxgraph.quantization_check import require_quantization
 from trtdeploy.plan import DeviceFacts, PrecisionFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
 from trtdeploy.runtimes.tensorrt.implicit import set_dynamic_ranges
+from trtdeploy.runtimes.tensorrt.kernel_list import facts_from_kernels
 from trtdeploy.runtimes.tensorrt.messages import Capture
 from trtdeploy.runtimes.tensorrt.network import ParsedNetwork, parse
 from trtdeploy.runtimes.tensorrt.options import apply_options
 from trtdeploy.runtimes.tensorrt.plugins import load_plugins
-from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, ask_plan, facts_from_network, require_int8
+from trtdeploy.runtimes.tensorrt.precision import ask_plan, facts_from_network, require_int8
 from trtdeploy.runtimes.tensorrt.profiles import Profiles, add_profiles, profiles_for, split_values
 from trtdeploy.runtimes.tensorrt.progress import Cancellation, make_monitor, run_cancellable
 from trtdeploy.runtimes.tensorrt.timing import TimingBlobs
+from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
 from trtdeploy.timing_cache import BlobCache
 
 if TYPE_CHECKING:
@@ -97,9 +99,8 @@ def _build(
     layers = _weighted_layers(source, profiles)
     if config.implicit:
         layers = set_dynamic_ranges(bindings, network, builder_config, config, layers)
-    from_network = facts_from_network(network, layers, why=target.obstacle or "it was not asked.")
-    asked_for_int8 = bool(layers.quantized)
-    if asked_for_int8 and not config.implicit:
+    from_network = facts_from_network(network, layers, why=target.obstacle or "it could not be asked.")
+    if not config.implicit:
         require_int8(from_network, model=str(source.path))
     monitor = make_monitor(bindings.trt, progress, cancellation)
     builder_config.progress_monitor = monitor
@@ -111,11 +112,9 @@ def _build(
         )
         if timing is not None and target.cache is not None:
             target.cache.merge(bytes(timing.serialize()), blobs.combining(target.cache), blobs.entries)
-    precision = from_network
-    if target.obstacle is None:
-        precision = _ask_engine(bindings, content, layers, from_network)
-        if asked_for_int8:
-            require_int8(precision, model=str(source.path))
+    precision = _shown(bindings, content, layers, target) or from_network
+    if precision.evidence == "engine inspector":
+        require_int8(precision, model=str(source.path))
     return BuiltPlan(
         content=content,
         device=target.device,
@@ -211,21 +210,16 @@ def _weighted_layers(source: SourceModel, profiles: Profiles) -> WeightedLayers:
     """Count at the best served shapes; where shapes cannot be inferred, every layer counts alike."""
     shapes = {spec.name: [1 if size < 0 else size for size in spec.shape] for spec in source.inputs}
     shapes |= {name: list(ranges.opt) for profile in profiles[:1] for name, ranges in profile.items()}
-    quantized = quantized_nodes(source.proto)
-    try:
-        macs = macs_by_node(source.proto, shapes)
-    except ModelError as error:
-        logger.info("layers are counted, not multiply-accumulates: %s", error)
-        macs = dict.fromkeys(quantized, 1)
-    return WeightedLayers(macs, frozenset(name for name, is_quantized in quantized.items() if is_quantized))
+    return WeightedLayers.asking(relative_work(source.proto, shapes), asked_types(source.proto))
 
 
-def _ask_engine(
-    bindings: Bindings, content: bytes, layers: WeightedLayers, from_network: PrecisionFacts
-) -> PrecisionFacts:
-    try:
-        # this process has just built it: its host code, if it is version-compatible, is our own
-        return ask_plan(bindings, content, layers, LoadOptions(host_code_allowed=True))
-    except PlanError as error:
-        note = f"{from_network.note} (It could not be loaded to be asked: {error.message})"
-        return from_network.model_copy(update={"note": note})
+def _shown(bindings: Bindings, content: bytes, layers: WeightedLayers, target: Target) -> PrecisionFacts | None:
+    """Return what the plan is shown to run in: by its engine, or, where that cannot be asked, by its kernels."""
+    why = target.obstacle
+    if why is None:
+        try:
+            # this process has just built it: its host code, if it is version-compatible, is our own
+            return ask_plan(bindings, content, layers, LoadOptions(host_code_allowed=True))
+        except PlanError as error:
+            why = error.message
+    return facts_from_kernels(content, layers, why=f"The engine could not be asked: {why}")

@@ -9,7 +9,7 @@ from trtdeploy.errors import QuantizationError, UsageError
 from trtdeploy.onnxgraph.dynamic_ranges import read_ranges
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
-from trtdeploy.runtimes.tensorrt.precision import WeightedLayers
+from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
 
 if TYPE_CHECKING:
     import tensorrt
@@ -74,6 +74,6 @@ def set_dynamic_ranges(
         layer = network.get_layer(index)
         source: tensorrt.ITensor | None = layer.get_input(0) if layer.num_inputs else None
         if source is not None and source.name in known:
-            quantized.update(name for name in layers.macs if f"[ONNX Layer: {name}]" in layer.metadata)
+            quantized |= layers.named_in(layer.metadata)
     target.set_flag(trt.BuilderFlag.INT8)
     return WeightedLayers(layers.macs, frozenset(quantized))

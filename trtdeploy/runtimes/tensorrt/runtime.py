@@ -93,7 +93,8 @@ class TensorRTRuntime(Runtime):
         return build_plan(self.bindings, named, config, target, real=real, progress=progress)
 
     def precision_of(self, content: bytes, manifest: Manifest, options: LoadOptions) -> PrecisionFacts:
-        from trtdeploy.runtimes.tensorrt.precision import WeightedLayers, ask_plan
+        from trtdeploy.runtimes.tensorrt.precision import ask_plan
+        from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
 
         if manifest.precision.evidence == "engine inspector" or not manifest.precision.layers:
             return manifest.precision

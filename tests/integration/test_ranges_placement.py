@@ -122,7 +122,7 @@ def test_tensorrt_rtx_takes_all_of_it_in_int8(quantized: onnx.ModelProto, tmp_pa
     cache.write_text(all_ranges(model).to_calibration_cache())
     config = BuildConfig(runtime="tensorrt-rtx", ranges=cache)
     plan = build(save(model, tmp_path / "m.onnx"), tmp_path / "m.plan", config)
-    assert plan.manifest.precision.int8_macs_percent == 100
+    assert plan.manifest.precision.asked_for == plan.manifest.precision.runs_in == {"int8": 100.0}
 
 
 def test_equal_pairs_of_one_tensor_become_one() -> None:

@@ -96,8 +96,11 @@ def test_the_tensorrt_rtx_parser_takes_it_in_int8(name, exported, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     source = tmp_path / "model.onnx"
     onnx.save(exported, source)
-    plan = build(source, tmp_path / "model.plan", BuildConfig(runtime="tensorrt-rtx"))
-    assert plan.manifest.precision.int8_macs_percent == 100
+    precision = build(source, tmp_path / "model.plan", BuildConfig(runtime="tensorrt-rtx")).manifest.precision
+    assert (precision.asked_for, precision.unknown_percent) == ({"int8": 100.0}, 0.0)
+    # TensorRT-RTX dequantizes before a ConvTranspose and computes it in float
+    transposed = {node.name for node in exported.graph.node if node.op_type == "ConvTranspose"}
+    assert set(precision.fallbacks) == transposed
 
 
 def test_ranges_in_a_calibration_cache_lead_back_to_every_pair(exported):

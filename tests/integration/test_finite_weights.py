@@ -33,7 +33,7 @@ def gemm_bias(g: GraphMaker, value: float) -> None:
 
 
 def weight_behind_transpose(g: GraphMaker, value: float) -> None:
-    g.node("MatMul", "x", g.node("Transpose", g.constant(broken(value, 3, 4), "w")), output="y")
+    g.node("MatMul", "x", g.node("Transpose", g.constant(broken(value, 3, 4)), output="w"), output="y")
 
 
 def quantized_weight(g: GraphMaker, value: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +16,10 @@ from typer.testing import CliRunner
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.cuda.api import load_api
-from trtdeploy.errors import RuntimeUnavailableError
+from trtdeploy.errors import BuildError, RuntimeUnavailableError
 from trtdeploy.plan import PrecisionFacts
 from trtdeploy.runtimes.tensorrt.kernel_list import facts_from_kernels, kernels_of
+from trtdeploy.runtimes.tensorrt.precision import facts_from_network, require_int8
 from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
 
 pytest.importorskip("tensorrt_rtx")
@@ -187,6 +189,33 @@ def test_facts_are_in_the_manifest_and_doctor_shows_them(tmp_path: Path) -> None
     result = CliRunner().invoke(app, ["doctor", str(tmp_path / "m.rtx"), "--json"])
     plan = json.loads(result.output)["plans"][0]
     assert plan["precision"] == "MACs asked for: 100.0% int8; shown by the kernel names: 100.0% int8; unknown: 0.0%"
+
+
+def parsed(model: onnx.ModelProto) -> tuple[Any, Any]:
+    """A network of the real parser, and what must live as long as it."""
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(model.SerializeToString())
+    return network, (builder, parser)
+
+
+def test_the_network_refuses_only_layers_that_it_shows_without_qdq() -> None:
+    g = GraphMaker(quantized=False)
+    g.node("Conv", "x", weights(g, 8, 8, 3, axis=0), output="y", name="float", pads=[1, 1])
+    network, _alive = parsed(g.model({"x": [2, 8, 8]}, {"y": [2, 8, 8]}))
+    shown = facts_from_network(network, WeightedLayers({"float": 1}, frozenset({"float"})), why="There is no GPU.")
+    assert (shown.runs_in, shown.unknown_percent, list(shown.fallbacks)) == ({}, 100.0, ["float"])
+    with pytest.raises(BuildError, match="asks for INT8 and the plan would have none, says the parsed network"):
+        require_int8(shown, model="m.onnx")
+    elsewhere = facts_from_network(
+        network, WeightedLayers({"folded": 1}, frozenset({"folded"})), why="There is no GPU."
+    )
+    assert elsewhere.fallbacks == {}
+    require_int8(elsewhere, model="m.onnx")
 
 
 PROGRAM = """header {

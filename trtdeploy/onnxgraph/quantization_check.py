@@ -28,7 +28,7 @@ def require_quantization(model: onnx.ModelProto) -> None:
     if findings:
         remedies = dict.fromkeys(finding.remedy for finding in findings)
         raise QuantizationError(
-            f"TensorRT would refuse this model's INT8, or run something else ({counted(len(findings), 'finding')}):\n"
+            f"TensorRT would refuse this model's Q/DQ, or run something else ({counted(len(findings), 'finding')}):\n"
             + "\n".join(f"  {finding.node}: {finding.reason} [{finding.rule}]" for finding in findings),
             hint="\n".join(remedies),
         )

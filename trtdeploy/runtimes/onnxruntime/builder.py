@@ -226,7 +226,7 @@ def _precision(source: SourceModel, inputs: dict[str, Array], optimized: onnx.Mo
     elif kernels:
         note = f"Integer kernels: {_counted(kernels)}."
     elif types and INT8 not in types:
-        note = f"Values are rounded to {' and '.join(types)} codes; the arithmetic on this CPU is float."
+        note = f"Values are rounded to codes ({', '.join(types)}); the arithmetic on this CPU is float."
     else:
         note = "Values are rounded to INT8 codes; the arithmetic on this CPU is float, which was measured as faster."
     by_name = {node.name: node.op_type for node in optimized.graph.node}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Layers that pass values on, as they are or in another shape; the search for a DequantizeLayer goes through them. The
 # parser puts UNSQUEEZE and SQUEEZE around a one-dimensional convolution and beside a vector.
 _PASSING = frozenset({"SHUFFLE", "IDENTITY", "UNSQUEEZE", "SQUEEZE", "CAST", "SLICE"})
+_PRODUCTS = frozenset({"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY"})
 
 
 def ask_plan(bindings: Bindings, content: bytes, layers: WeightedLayers, options: LoadOptions) -> PrecisionFacts:
@@ -62,17 +63,22 @@ def facts_from_network(network: tensorrt.INetworkDefinition, layers: WeightedLay
         why: Why the engine cannot be asked.
     """
     made_by = _makers(network)
+    found: set[str] = set()
     asked: set[str] = set()
     for layer in _layers(network):
+        if _kind(layer) not in _PRODUCTS:
+            continue
         nodes = layers.named_in(layer.metadata)
-        if nodes and layer.num_inputs >= 2 and all(_from_dequantize(layer, index, made_by) for index in (0, 1)):
+        found |= nodes
+        # weights that are no tensor of the network are its layer's own, in float
+        if layer.num_inputs >= 2 and all(_from_dequantize(layer, index, made_by) for index in (0, 1)):
             asked |= nodes
-    missing = layers.quantized - asked
+    missing = (layers.quantized & found) - asked
     return PrecisionFacts.of(
         layers.running_in({}),
         evidence="parsed network",
         fallbacks=dict.fromkeys(missing, "the parsed network does not have Q/DQ on both of its inputs"),
-        note=f"{len(layers.quantized) - len(missing)} of {len(layers.quantized)} quantized layers have Q/DQ in the "
+        note=f"{len(layers.quantized & asked)} of {len(layers.quantized)} quantized layers have Q/DQ in the "
         f"parsed network. What the engine makes of it is not known: {why}",
     )
 
@@ -99,6 +105,10 @@ def require_int8(precision: PrecisionFacts, *, model: str) -> None:
         )
 
 
+def _kind(layer: tensorrt.ILayer) -> str:
+    return str(layer.type).rpartition(".")[2]
+
+
 def _layers(network: tensorrt.INetworkDefinition) -> Iterator[tensorrt.ILayer]:
     for index in range(network.num_layers):
         yield network.get_layer(index)
@@ -112,7 +122,7 @@ def _from_dequantize(layer: tensorrt.ILayer, index: int, made_by: Mapping[str, t
     tensor: tensorrt.ITensor | None = layer.get_input(index)
     while tensor is not None and tensor.name in made_by:
         maker = made_by[tensor.name]
-        kind = str(maker.type).rpartition(".")[2]
+        kind = _kind(maker)
         if kind == "DEQUANTIZE":
             return True
         if kind not in _PASSING:

@@ -214,7 +214,9 @@ def test_an_lstm_and_attention_on_codes_keep_their_answers() -> None:
         kinds = {tensor.name: tensor.data_type for tensor in changed.graph.initializer}
         assert any(kind == TensorProto.UINT8 for kind in kinds.values())
         plain = onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0]
-        np.testing.assert_allclose(Witness(model)(inputs)[0], plain, rtol=1e-5, atol=1e-6)
+        # the state is quantized again at every step: where floats are added in another order, a code may be the next
+        np.testing.assert_allclose(Witness(model)(inputs)[0], plain, rtol=0, atol=5e-4)
+        assert np.abs(plain).max() > 0.05
 
     x = rng.standard_normal((3, 2, 8)).astype(np.float32)
     small: Callable[..., Array] = lambda *shape: rng.integers(-20, 20, shape).astype(np.int8)  # noqa: E731

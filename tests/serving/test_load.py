@@ -1,15 +1,17 @@
-"""Load against a function that takes a known time; the real server is in the end-to-end tests."""
+"""Load against a function that takes a known time, on a simulated clock; the real server is in the end-to-end tests."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
+from simulated_time import SimulatedTime
 
 from trtdeploy.errors import ServerError
 from trtdeploy.load import ClosedLoop, LoadPoint, OpenLoop, WindowOptions, measure, search_rate
+from trtdeploy.load import arrivals as arrivals_module
+from trtdeploy.load import measurement as measurement_module
 from trtdeploy.load.arrivals import Sample
 from trtdeploy.load.measurement import is_stable, keeps_pace
 from trtdeploy.statistics import Interval
@@ -17,6 +19,27 @@ from trtdeploy.triton.client import DeadlineExceededError, QueueFullError
 from trtdeploy.validation import ServerTotals
 
 QUICK = WindowOptions(warm_up_s=0, window_s=0.15, max_windows=3)
+
+
+@pytest.fixture(autouse=True)
+def time(monkeypatch: pytest.MonkeyPatch) -> SimulatedTime:
+    """What sends, waits and measures has this clock."""
+    simulated = SimulatedTime()
+    for module in (arrivals_module, measurement_module):
+        monkeypatch.setattr(module, "time", simulated)
+    monkeypatch.setattr(arrivals_module, "threading", simulated)
+    return simulated
+
+
+class OneAtATime:
+    """A server with one instance: a request waits for those before it."""
+
+    def __init__(self, time: SimulatedTime) -> None:
+        self._time, self._free_s = time, 0.0
+
+    def serve(self, seconds: float) -> None:
+        self._free_s = max(self._free_s, self._time.perf_counter()) + seconds
+        self._time.sleep(self._free_s - self._time.perf_counter())
 
 
 def window(count: int, latency_s: float) -> list[Sample]:
@@ -41,7 +64,7 @@ def test_stability_looks_at_the_last_three_windows(
     assert is_stable(windows, [1.0] * len(windows), 10) is stable
 
 
-def test_a_closed_loop_never_has_more_in_flight_than_was_asked_for() -> None:
+def test_a_closed_loop_never_has_more_in_flight_than_was_asked_for(time: SimulatedTime) -> None:
     lock, flying, most, numbers = threading.Lock(), [0], [0], []
 
     def send(number: int) -> None:
@@ -58,18 +81,19 @@ def test_a_closed_loop_never_has_more_in_flight_than_was_asked_for() -> None:
     assert len(set(numbers)) == len(numbers)
     assert point.concurrency == 3
     assert point.samples_per_s == pytest.approx(4 * point.requests_per_s)
-    assert point.latency_ms["p50"].value >= 2
+    assert point.latency_ms["p50"].value == pytest.approx(2)
     assert threading.active_count() < 10
+    assert point.requests_per_s == pytest.approx(1500, rel=0.01)
 
 
-def test_an_open_loop_charges_a_stall_to_every_request_that_came_due_meanwhile() -> None:
-    lock, stalled = threading.Lock(), threading.Event()
+def test_an_open_loop_charges_a_stall_to_every_request_that_came_due_meanwhile(time: SimulatedTime) -> None:
+    stalled, server = threading.Event(), OneAtATime(time)
 
     def send(number: int) -> None:
-        with lock:  # one at a time, like a server with one instance
-            if number >= 20 and not stalled.is_set():
-                stalled.set()
-                time.sleep(0.3)
+        stalls = number >= 20 and not stalled.is_set()
+        if stalls:
+            stalled.set()
+        server.serve(0.3 if stalls else 0)
 
     options = WindowOptions(warm_up_s=0, window_s=0.25, max_windows=3)
     point = measure(send, OpenLoop(200, seed=1, senders=4), options)
@@ -81,7 +105,7 @@ def test_an_open_loop_charges_a_stall_to_every_request_that_came_due_meanwhile()
     assert point.rate_per_s == 200
 
 
-def test_the_server_s_part_is_taken_from_the_counted_windows() -> None:
+def test_the_server_s_part_is_taken_from_the_counted_windows(time: SimulatedTime) -> None:
     asked = []
 
     def totals() -> ServerTotals:
@@ -110,8 +134,8 @@ def test_the_first_failure_ends_the_run(arrivals: ClosedLoop | OpenLoop) -> None
 class Queue:
     """One instance that takes a known time, and a queue of one; more are refused at once."""
 
-    def __init__(self, service_s: float, error: Callable[[], Exception]) -> None:
-        self._places, self._instance = threading.Semaphore(2), threading.Lock()
+    def __init__(self, time: SimulatedTime, service_s: float, error: Callable[[], Exception]) -> None:
+        self._places, self._instance = threading.Semaphore(2), OneAtATime(time)
         self._service_s, self._error = service_s, error
         self.refused = 0
 
@@ -120,8 +144,7 @@ class Queue:
             self.refused += 1
             raise self._error()
         try:
-            with self._instance:
-                time.sleep(self._service_s)
+            self._instance.serve(self._service_s)
         finally:
             self._places.release()
 
@@ -131,8 +154,8 @@ def late(*, dropped: bool) -> Exception:
 
 
 @pytest.mark.parametrize("error", [lambda: QueueFullError("full"), lambda: late(dropped=True)], ids=["full", "dropped"])
-def test_what_the_queue_refuses_is_counted_and_no_end(error: Callable[[], Exception]) -> None:
-    queue = Queue(0.02, error)
+def test_what_the_queue_refuses_is_counted_and_no_end(error: Callable[[], Exception], time: SimulatedTime) -> None:
+    queue = Queue(time, 0.02, error)
     options = WindowOptions(warm_up_s=0, window_s=0.25, max_windows=3)
     opened = measure(queue.send, OpenLoop(200, seed=1, senders=8), options)
     assert opened.offered_per_s is not None
@@ -142,11 +165,11 @@ def test_what_the_queue_refuses_is_counted_and_no_end(error: Callable[[], Except
     assert opened.latency_ms["p99"].value < 200
     assert opened.requests_per_s < 60
     assert not opened.stable
-    queue = Queue(0.02, error)
+    queue = Queue(time, 0.02, error)
     closed = measure(queue.send, ClosedLoop(6), options)
     assert 0 < closed.refused <= queue.refused < 6 * 0.8 / 0.01
     assert closed.requests_per_s == pytest.approx(50, rel=0.4)
-    assert measure(Queue(0.001, error).send, ClosedLoop(2), QUICK).refused == 0
+    assert measure(Queue(time, 0.001, error).send, ClosedLoop(2), QUICK).refused == 0
 
 
 def test_a_client_that_gave_up_is_a_failure_and_no_refusal() -> None:
@@ -165,7 +188,7 @@ def test_where_all_are_refused_the_error_says_so() -> None:
         measure(send, ClosedLoop(1), QUICK)
 
 
-def test_no_answer_at_all_is_an_error_not_a_zero() -> None:
+def test_no_answer_at_all_is_an_error_not_a_zero(time: SimulatedTime) -> None:
     with pytest.raises(ServerError, match="Not one request"):
         measure(lambda number: time.sleep(0.4), ClosedLoop(1), WindowOptions(warm_up_s=0, window_s=0.05, max_windows=3))
 
@@ -250,7 +273,7 @@ def test_a_capacity_that_was_underestimated_is_no_limit() -> None:
     assert result.best.rate_per_s > 40
 
 
-def test_requests_that_nobody_was_free_to_send_count_with_the_time_that_they_have_waited() -> None:
+def test_requests_that_nobody_was_free_to_send_count_with_the_time_that_they_have_waited(time: SimulatedTime) -> None:
     options = WindowOptions(warm_up_s=0, window_s=0.2, max_windows=3)
     # two senders at 20 ms each: a tenth of what comes due
     point = measure(lambda number: time.sleep(0.02), OpenLoop(1000, senders=2), options)
@@ -261,7 +284,7 @@ def test_requests_that_nobody_was_free_to_send_count_with_the_time_that_they_hav
     assert not point.stable
 
 
-def test_windows_of_an_open_loop_differ_by_chance_and_are_stable_all_the_same() -> None:
+def test_windows_of_an_open_loop_differ_by_chance_and_are_stable_all_the_same(time: SimulatedTime) -> None:
     options = WindowOptions(warm_up_s=0, window_s=0.2, max_windows=3, stability_percent=100)
     point = measure(lambda number: time.sleep(0.02), OpenLoop(40, seed=33), options)  # 6, 16 and 4 requests
     assert point.stable

@@ -28,10 +28,10 @@ import onnx
 import onnxruntime
 import torch
 
-from training.export import trace_to_onnx
 from training.models.efficientnet import efficientnet_b0
+from training.onnx_export import trace_to_onnx
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, quantize
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy import BuildConfig, Engine, build
 from trtdeploy.files import atomic_write
 from trtdeploy.onnxgraph.placement import Target

@@ -53,8 +53,8 @@ def export_model(path: Path) -> None:
     """Write the float network with a dynamic batch."""
     import torch
 
-    from training.export import trace_to_onnx
     from training.models.efficientnet import efficientnet_b0
+    from training.onnx_export import trace_to_onnx
 
     torch.manual_seed(0)
     network = efficientnet_b0(1000)

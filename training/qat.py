@@ -31,9 +31,9 @@ from training.fit import settings_digest
 from training.loop import Observer, finish, score_or_fail, train
 from training.objective import LabelObjective, Objective
 from training.optimization import Execution
+from training.ptq.starting_ranges import StartingRanges, choose_ranges
 from training.quantization.range_learning import LearnedRanges
 from training.schedule import Schedule
-from training.starting_ranges import StartingRanges, choose_ranges
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import map_labels

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy.results import CIFAR10, FLOAT_CHECKPOINT, Table, require, write_result
 from training.checkpoint import load_checkpoint
-from training.export import export, onnx_predictor
+from training.onnx_export import export, onnx_predictor
 from training.predict import predictor
+from training.ptq.ranges import fix_ranges, observing_inputs, quantizers_off
 from training.quantization import QuantizationSpec, Quantizer, quantize, quantizers
-from training.ranges import fix_ranges, observing_inputs, quantizers_off
 from trtdeploy.calibration import METHODS, AbsHistogram, AbsMaximum, Method
 from trtdeploy.datasets import Dataset, open_dataset
 from trtdeploy.evaluation import map_labels

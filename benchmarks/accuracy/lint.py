@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy.results import PROJECT, RESULTS, Table, write_result
 from benchmarks.accuracy.small_networks import thin_densenet, thin_resnet
-from training.export import trace_to_onnx
 from training.models.efficientnet import efficientnet_b0
+from training.onnx_export import trace_to_onnx
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import quantize
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.errors import RuntimeUnavailableError, TrtDeployError
 from trtdeploy.onnxgraph.lint import RULES, Finding, lint

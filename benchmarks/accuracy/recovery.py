@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy.results import CIFAR10, FLOAT_CHECKPOINT, Table, require, write_result
-from training.calibrate import calibrate
 from training.checkpoint import SavedCheckpoint, load_checkpoint
 from training.distillation import DistillationSettings
 from training.fit import fit
 from training.predict import predictor
+from training.ptq.calibrate import calibrate
 from training.qat import default_schedule, qat
 from training.schedule import Schedule
 from trtdeploy.datasets import Dataset, open_dataset

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from tiny_model import IMAGE_SIZE, tiny_schedule
 
-from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
 from training.fit import fit
+from training.ptq.calibrate import calibrate
 from trtdeploy.datasets import open_dataset
 
 # The networks here are so small that more threads only wait for each other, for long when the machine is busy.

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from training.bias_correction import correct_biases
+from training.ptq.bias_correction import correct_biases
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import quantize, quantizers
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.errors import QuantizationError
 
 
@@ -144,10 +144,10 @@ def test_layers_that_cannot_take_a_shift_are_named(images):
 
 
 def test_memory_bounds_the_images(images, monkeypatch):
-    import training.bias_correction
+    import training.ptq.bias_correction
 
     network = calibrated(planted(images), images)
-    monkeypatch.setattr(training.bias_correction, "_MEMORY_BYTES", 1)
+    monkeypatch.setattr(training.ptq.bias_correction, "_MEMORY_BYTES", 1)
     assert correct_biases(network, list(images.split(16))).images == 16
 
 

@@ -8,8 +8,9 @@ import torch
 from tiny_model import tiny
 from torch import nn
 
-from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.ptq.calibrate import calibrate
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import (
     SMALLEST_AMAX,
     QuantizationSpec,
@@ -18,7 +19,6 @@ from training.quantization import (
     quantized_layers,
     quantizers,
 )
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
 from trtdeploy.errors import CheckpointError, QuantizationError, UsageError
 

@@ -9,12 +9,12 @@ import torch
 from tiny_model import IMAGE_SIZE, tiny_schedule
 from typer.testing import CliRunner
 
-from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.distillation import Distillation, DistillationSettings, divergence_at
 from training.fit import fit
 from training.loop import train
+from training.ptq.calibrate import calibrate
 from training.qat import qat
 from trtdeploy.datasets import open_dataset
 from trtdeploy.errors import DataError, UsageError

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from training.checkpoint import load_checkpoint
-from training.export import INPUT_NAME, export, onnx_predictor
+from training.onnx_export import INPUT_NAME, export, onnx_predictor
 from training.quantization import SMALLEST_AMAX
 from trtdeploy.onnxgraph import ranges_to_qdq
 from trtdeploy.onnxgraph.dynamic_ranges import read_ranges, write_ranges

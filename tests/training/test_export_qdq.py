@@ -9,9 +9,9 @@ import torch
 from onnx import helper, numpy_helper
 from safetensors.torch import load_file
 
-import training.export as export_module
+import training.onnx_export as export_module
 from training.checkpoint import load_checkpoint
-from training.export import Parity, export, onnx_predictor, require_parity
+from training.onnx_export import Parity, export, onnx_predictor, require_parity
 from training.predict import predictor
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import sha256_file

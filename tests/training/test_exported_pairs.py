@@ -10,11 +10,11 @@ from tiny_model import DropoutBetweenReaders
 from torch import nn
 from torch.nn import functional
 
-from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
-from training.export import check_quantization, export, trace_to_onnx
+from training.onnx_export import check_quantization, export, trace_to_onnx
+from training.ptq.calibrate import calibrate
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, exported_pairs, quantize, quantizers
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.errors import QuantizationError
 from trtdeploy.onnxgraph.qdq_pairs import merge_equal
 

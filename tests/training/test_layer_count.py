@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from training.checkpoint import load_checkpoint
 from training.cli.main import app
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import (
     QuantizationSpec,
     QuantizedLayer,
@@ -24,7 +25,6 @@ from training.quantization import (
     quantizers_off,
 )
 from training.quantization.plain_weights import with_plain_weights
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.errors import QuantizationError
 from trtdeploy.ledger import Ledger
 

@@ -9,8 +9,8 @@ from test_fit_and_qat import InterruptAfter
 from tiny_model import tiny_schedule
 
 from training.checkpoint import load_checkpoint
-from training.export import export
 from training.loop import TrainingInterrupted, score
+from training.onnx_export import export
 from training.optimization import Execution, execution_for
 from training.qat import qat
 from training.quantization import Quantizer, make_quantizer, quantized_layers, quantizers

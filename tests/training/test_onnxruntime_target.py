@@ -10,13 +10,13 @@ import torch
 from placed_networks import SmallUNet, TwoConvolutionBranches, mobile_net, squeeze_net
 
 from benchmarks.accuracy.small_networks import thin_densenet, thin_resnet
-from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
-from training.export import export, onnx_predictor, trace_to_onnx
 from training.models.efficientnet import efficientnet_b0
+from training.onnx_export import export, onnx_predictor, trace_to_onnx
 from training.predict import predictor
+from training.ptq.calibrate import calibrate
+from training.ptq.ranges import fix_ranges, observing_inputs, quantizers_off
 from training.quantization import QuantizationSpec, quantize, quantizers
-from training.ranges import fix_ranges, observing_inputs, quantizers_off
 from trtdeploy.onnxgraph.placement import wanted_sites
 from trtdeploy.onnxgraph.qdq_pairs import take_out
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations

@@ -13,10 +13,10 @@ from placed_networks import HARD_GATES, HardGate, SmallMlp, SmallUNet, TwoConvol
 from torch import nn
 
 from benchmarks.accuracy.small_networks import thin_densenet, thin_resnet
-from training.export import trace_to_onnx
 from training.models.efficientnet import efficientnet_b0
+from training.onnx_export import trace_to_onnx
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, quantize
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.onnxgraph.dynamic_ranges import parse_calibration_cache
 from trtdeploy.onnxgraph.lint import lint

@@ -10,13 +10,13 @@ import torch
 from tiny_model import OddConv, nothing_to_quantize, tiny
 from torch import nn
 
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import (
     make_quantizer,
     quantize,
     quantized_layers,
     quantizers,
 )
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.errors import QuantizationError
 
 IMAGES = torch.zeros(1, 3, 16, 16)

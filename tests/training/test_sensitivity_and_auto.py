@@ -11,12 +11,12 @@ from tiny_model import IMAGE_SIZE, tiny_schedule
 from typer.testing import CliRunner
 
 from training.auto import decide
-from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.fit import fit
 from training.loop import TrainingInterrupted
 from training.predict import predictor
+from training.ptq.calibrate import calibrate
 from training.quantization import QuantizationSpec, quantizers
 from training.recording import score_split
 from training.resume import resume_path_for

@@ -8,9 +8,9 @@ from training.checkpoint import load_checkpoint
 from training.distributed import Workers
 from training.loop import score
 from training.objective import LabelObjective
+from training.ptq.starting_ranges import choose_ranges
 from training.qat import networks_compared, qat
 from training.quantization import quantizers
-from training.starting_ranges import choose_ranges
 from trtdeploy.errors import TrainingError
 from trtdeploy.files import sha256_bytes
 

@@ -9,11 +9,11 @@ from onnx import numpy_helper
 from placed_networks import mobile_net
 from safetensors.torch import load_file
 
-from training.calibrate import calibrate
 from training.checkpoint import load_checkpoint
-from training.export import export
+from training.onnx_export import export
+from training.ptq.calibrate import calibrate
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, make_quantizer, quantize, quantizers
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.errors import RuntimeUnavailableError
 
 

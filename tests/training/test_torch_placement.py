@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, Quantizer, exported_pairs, quantize, quantizers, reserve_ranges
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.errors import UsageError
 
 

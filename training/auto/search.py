@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from training.auto.decision import Choice, Decision, Trial
 from training.auto.folder import claim_folder, kept_when_interrupted
 from training.auto.spending import declare_shares
-from training.calibrate import calibrate
 from training.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
-from training.export import export
 from training.loop import Observer
+from training.onnx_export import export
 from training.optimization import Execution
 from training.predict import predictor
+from training.ptq.calibrate import calibrate
 from training.qat import default_schedule, networks_compared, qat
 from training.quantization import QuantizationSpec, quantize
 from training.recording import score_split

@@ -68,8 +68,8 @@ def calibrate(
 ) -> None:
     """Quantize a float checkpoint to INT8 without training (PTQ)."""
     with door(), Display() as display:
-        from training.calibrate import calibrate as run
         from training.optimization import execution_for
+        from training.ptq.calibrate import calibrate as run
         from training.quantization import QuantizationSpec
         from training.recording import has_stage
 

@@ -123,7 +123,7 @@ def score_and_record_onnx(
         command: What exported it.
         display: Shows progress.
     """
-    from training.export import onnx_predictor
+    from training.onnx_export import onnx_predictor
     from training.recording import record, score_split
     from trtdeploy.files import sha256_bytes
 

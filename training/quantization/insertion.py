@@ -38,7 +38,7 @@ _ROLES = {"residual": "residual", "gate": "gated", "pooling": "pooled", "concat"
 def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example: Tensor) -> nn.Module:
     """Return a network with quantizers, which shares its parameters, and their names, with ``model``.
 
-    ``model`` is used up. Without ranges the quantizers cannot run; see ``training.calibrate``.
+    ``model`` is used up. Without ranges the quantizers cannot run; see ``training.ptq.calibrate``.
 
     Args:
         model: A float network.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from training.calibrate import calibrate
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.ptq.calibrate import calibrate
 from training.quantization import QuantizationSpec
 from training.quantization.toolkits import Toolkit
 from trtdeploy.datasets import Dataset

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from training.checkpoint import DevMetrics
 from training.distributed import Workers
 from training.predict import device_of
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import quantizers
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.calibration import AbsHistogram
 from trtdeploy.datasets import Split
 from trtdeploy.preprocessing import Preprocessing

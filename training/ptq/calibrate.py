@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.bias_correction import correct_biases
 from training.checkpoint import (
     BiasCorrectionFacts,
     CalibrationCandidate,
@@ -28,8 +27,9 @@ from training.checkpoint import (
 )
 from training.loop import score
 from training.predict import device_of
+from training.ptq.bias_correction import correct_biases
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, QuantizedLayer, Quantizer, count_layers, quantize
-from training.ranges import fix_ranges, observing_inputs
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method
 from trtdeploy.datasets import Dataset, Split
 from trtdeploy.errors import LedgerError, QuantizationError, UsageError
@@ -73,7 +73,7 @@ def calibrate(
         images: How many of the calibration images to use, drawn with ``seed``; all if None.
         seed: Decides which.
         split_seed: The one that the dataset was opened with.
-        bias_correction: Correct the biases afterwards, on the same images; see ``training.bias_correction``.
+        bias_correction: Correct the biases afterwards, on the same images; see ``training.ptq.bias_correction``.
         device: Where the network runs meanwhile, in float32.
         progress: Called with the number of images done; those of the correction count once more.
 

@@ -1,0 +1,1 @@
+"""Ranges without training: watched on data, fixed by a method, and the biases corrected afterwards."""

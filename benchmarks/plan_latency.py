@@ -55,14 +55,14 @@ def export_models(folder: Path) -> tuple[Path, dict[Target, Path]]:
             network.train()(noise)
     network.eval()
     float_onnx = folder / "float.onnx"
-    float_onnx.write_bytes(trace_to_onnx(network, (3, SIZE, SIZE), opset=17))
+    float_onnx.write_bytes(trace_to_onnx(network, torch.zeros(1, 3, SIZE, SIZE), opset=17))
     written: dict[Target, Path] = {}
     for target in TARGETS:
         quantized = quantize(copy.deepcopy(network), QuantizationSpec(target=target), example=noise[:1])
         with observing_inputs(quantized) as histograms:
             quantized(noise)
         fix_ranges(quantized, histograms)
-        model = onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
+        model = onnx.load_from_string(trace_to_onnx(quantized, torch.zeros(1, 3, SIZE, SIZE), opset=17))
         written[target] = folder / f"{target}.onnx"
         onnx.save(with_unsigned_activations(model) if target == "onnxruntime" else model, written[target])
     return float_onnx, written

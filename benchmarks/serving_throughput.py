@@ -60,7 +60,7 @@ def export_model(path: Path) -> None:
     network = efficientnet_b0(1000)
     with torch.no_grad():
         network.train()(torch.randn(8, 3, SIZE, SIZE))
-    path.write_bytes(trace_to_onnx(network.eval(), (3, SIZE, SIZE), opset=17))
+    path.write_bytes(trace_to_onnx(network.eval(), torch.zeros(1, 3, SIZE, SIZE), opset=17))
 
 
 def engine_throughput(plan: Path, contexts: int, seconds: float) -> float:

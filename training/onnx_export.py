@@ -7,20 +7,39 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.onnx import OnnxExporterError
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from training.checkpoint import Checkpoint, layers_of
-from training.predict import predictor
-from training.quantization import LayerCount, exported_pairs, quantizers_off
+from training.checkpoint import Checkpoint
+from training.parity import Names, Parity, compare, own, require_parity
+from training.predict import device_of
+from training.quantization import (
+    Inputs,
+    LayerCount,
+    QuantizationSpec,
+    as_arguments,
+    count_layers,
+    exported_pairs,
+    quantized_layers,
+    quantizers,
+    quantizers_off,
+    refresh_ranges,
+    tensors_in,
+    unwrapped,
+)
+from training.quantization import input_names as names_of_inputs
 from training.quantization.plain_weights import with_plain_weights
 from trtdeploy.datasets import Dataset
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
@@ -29,6 +48,7 @@ from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.qdq_pairs import merge_equal
 from trtdeploy.onnxgraph.ranges_to_qdq import without_qdq
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
+from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array
 
@@ -40,25 +60,9 @@ BATCH_AXIS = "batch"
 OPSETS = (17, 20)
 """Lowest and highest that are offered: TensorRT 8.6 and later read 17, torch's tracing exporter writes up to 20."""
 
-# See ``require_parity`` for the reasons.
-_FLOAT_TOLERANCE = 1e-3
-_QUANTIZED_TOLERANCE = 0.5
-_QUANTIZED_DISAGREEMENT = 0.05
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far the ONNX file, in ONNX Runtime, is from the network that it was exported from.
-
-    Attributes:
-        images: Real images that both answered.
-        relative_error: Root mean square of the difference, divided by the standard deviation of torch's logits.
-        disagreements: Images whose top-1 differs.
-    """
-
-    images: int
-    relative_error: float
-    disagreements: int
+_CPU = torch.device("cpu")
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_OF_A_CLASSIFIER = Names((INPUT_NAME,), (OUTPUT_NAME,), {INPUT_NAME: {0: BATCH_AXIS}, OUTPUT_NAME: {0: BATCH_AXIS}})
 
 
 @dataclass(frozen=True)
@@ -92,54 +96,86 @@ class Exported:
         }
 
 
-def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int = 17, images: int = 64) -> Exported:
-    """Write a checkpoint as FP32 ONNX with a dynamic batch axis, provided that it answers as torch does.
+def export(
+    model: nn.Module,
+    path: str | Path,
+    example_inputs: Inputs,
+    *,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    check_on: Iterable[Inputs] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+    opset: int = 17,
+    metadata: Mapping[str, str] = _NOTHING,
+) -> Exported:
+    """Write a network as FP32 ONNX, with Q/DQ where it has quantizers, provided that it computes what torch does.
+
+    The first axis of every input and output that is as long as that of the first input is open, and called ``batch``,
+    unless ``dynamic_axes`` says otherwise.
 
     Args:
-        checkpoint: Any checkpoint; a float one becomes a model without Q/DQ. Its network is laid out anew.
-        output: The ``.onnx`` file to write.
-        dataset: Gives the real images for the comparison, from its split ``calibration``.
+        model: Of any task; float, or as ``prepare`` returned it and ``calibrate`` gave it ranges. It is exported as it
+            computes in evaluation, from the processor, and keeps its mode.
+        path: The ``.onnx`` file to write.
+        example_inputs: One tensor, a tuple by position, or a dictionary by name.
+        labels: Class names, where the first output is class scores ``(N, classes)``; the file carries them.
+        preprocessing: How images become the input; the file carries it.
+        check_on: Real inputs for the comparison with torch; ``example_inputs`` if None.
+        input_names: Of the graph, one for each tensor; as the forward calls them if None.
+        output_names: Likewise; the keys of a dictionary, else ``output``, or ``output_0``, ``output_1`` and so on.
+        dynamic_axes: All axes that are open, by number, with their names, for each input and output that has some.
         opset: Version of the ONNX operators.
-        images: How many images to compare on, at most.
+        metadata: What else the file carries.
 
     Raises:
-        UsageError: The opset is not offered.
-        QuantizationError: Quantizers are missing from the graph, a scale or zero-point is not what TensorRT takes, or
-            the answers differ. Nothing is written then.
+        UsageError: The opset is not offered, or names or labels do not fit.
+        ModelError: torch cannot export the network.
+        QuantizationError: Quantizers are missing from the graph or have no range, a scale or zero-point is not what
+            TensorRT takes, or the outputs differ. Nothing is written then.
     """
     started = time.perf_counter()
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise UsageError(f"--opset {opset} is not offered; choose from {OPSETS[0]} to {OPSETS[1]}.")
-    network = checkpoint.model.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    layers = layers_of(checkpoint)
-    if layers.decides_by_values:
-        _log.warning(
-            "%s decides by the values of its input what it computes; the exported graph computes what a black image "
-            "decides, for every input",
-            checkpoint.facts.model,
-        )
-    shape = checkpoint.facts.preprocessing.sample_shape
-    plain = with_plain_weights(network)
-    exported = merge_equal(onnx.load_from_string(trace_to_onnx(plain, shape, opset=opset)))
-    scales = [quantizer.scale_array for quantizer in exported_pairs(plain, torch.zeros(1, *shape))]
-    check_quantization(exported, scales)
-    if checkpoint.facts.quantization is not None and checkpoint.facts.quantization.target == "onnxruntime":
-        exported = with_unsigned_activations(exported)
-    onnx.helper.set_model_props(exported, _metadata(checkpoint))
-    try:
-        onnx.checker.check_model(exported, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"The exported graph is not valid ONNX: {error}") from error
-    content = exported.SerializeToString()
-    inputs = _real_inputs(checkpoint, dataset, images)
-    with quantizers_off(network):
-        float_parity = compare(without_qdq(exported).SerializeToString(), network, inputs)
-    require_parity(float_parity, quantized=False)
-    parity = compare(content, network, inputs)
-    require_parity(parity, quantized=bool(scales))
-    atomic_write(output, content)
+    network = unwrapped(model)
+    with _as_exported(network):
+        arguments = as_arguments(network, example_inputs, device=_CPU)
+        spec = next((layer.spec for layer in quantized_layers(network)), None)
+        layers = count_layers(network, *arguments, spec=spec)
+        if layers.decides_by_values:
+            _log.warning(
+                "%s decides by the values of its input what it computes; the exported graph computes for every input "
+                "what the example decides",
+                type(network).__name__,
+            )
+        plain = with_plain_weights(network)
+        names = _names(plain, arguments, input_names, output_names, dynamic_axes)
+        if labels is not None:
+            _require_scores(plain, arguments, labels)
+        exported = merge_equal(onnx.load_from_string(trace_to_onnx(plain, arguments, opset=opset, names=names)))
+        scales = [quantizer.scale_array for quantizer in exported_pairs(plain, *arguments)]
+        check_quantization(exported, scales)
+        if spec is not None and spec.target == "onnxruntime":
+            exported = with_unsigned_activations(exported)
+        onnx.helper.set_model_props(exported, _carried(spec, labels, preprocessing) | dict(metadata))
+        try:
+            onnx.checker.check_model(exported, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ModelError(f"The exported graph is not valid ONNX: {error}") from error
+        content = exported.SerializeToString()
+        given = [example_inputs] if check_on is None else check_on
+        batches = [as_arguments(network, batch, device=_CPU) for batch in given]
+        is_classifier = labels is not None
+        with quantizers_off(network):
+            without = without_qdq(exported).SerializeToString()
+            float_parity = compare(without, network, batches, names, classes=is_classifier)
+        require_parity(float_parity, quantized=False)
+        parity = compare(content, network, batches, names, classes=is_classifier)
+        require_parity(parity, quantized=bool(scales))
+    atomic_write(path, content)
     return Exported(
-        path=output,
+        path=Path(path),
         sha256=sha256_bytes(content),
         opset=opset,
         quantize_nodes=_count(exported, "QuantizeLinear"),
@@ -151,12 +187,145 @@ def export(checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int
     )
 
 
-def trace_to_onnx(network: nn.Module, sample_shape: tuple[int, ...], *, opset: int) -> bytes:
-    """Trace a network on one black image.
+def export_checkpoint(
+    checkpoint: Checkpoint, output: Path, dataset: Dataset, *, opset: int = 17, images: int = 64
+) -> Exported:
+    """Write a checkpoint as ONNX, compared with torch on real images; see ``export``.
+
+    Args:
+        checkpoint: Any checkpoint; a float one becomes a model without Q/DQ. Its network is laid out anew.
+        output: The ``.onnx`` file to write.
+        dataset: Gives the real images for the comparison, from its split ``calibration``.
+        opset: Version of the ONNX operators.
+        images: How many images to compare on, at most.
+
+    Raises:
+        UsageError: The opset is not offered.
+        ModelError: torch cannot export the network.
+        QuantizationError: See ``export``.
+    """
+    facts = checkpoint.facts
+    network = checkpoint.model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return export(
+        network,
+        output,
+        torch.zeros(1, *facts.preprocessing.sample_shape),
+        labels=facts.labels,
+        preprocessing=facts.preprocessing,
+        check_on=[torch.from_numpy(_real_inputs(checkpoint, dataset, images)).to(memory_format=torch.channels_last)],
+        input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME],
+        opset=opset,
+        metadata=_metadata(checkpoint),
+    )
+
+
+@contextmanager
+def _as_exported(network: nn.Module) -> Iterator[None]:
+    """Let a network compute in evaluation, on the processor, with ranges of its weights that stay as they are then."""
+    modes = {module: module.training for module in network.modules()}
+    device = device_of(network)
+    following = [layer for layer in quantized_layers(network) if layer.follows]
+    refresh_ranges(network)
+    learning = {quantizer: quantizer.learned_range for _, quantizer in quantizers(network)}
+    for quantizer in learning:
+        quantizer.learned_range = None
+    for layer in following:
+        layer.follows = False
+    network.eval().to(_CPU)
+    try:
+        yield
+    finally:
+        network.to(device)
+        for module, training in modes.items():
+            module.training = training
+        for layer in following:
+            layer.follows = True
+        for quantizer, learned in learning.items():
+            quantizer.learned_range = learned
+
+
+def _names(
+    network: nn.Module,
+    arguments: tuple[Any, ...],
+    inputs: Sequence[str] | None,
+    outputs: Sequence[str] | None,
+    axes: Mapping[str, Mapping[int, str]] | None,
+) -> Names:
+    with torch.no_grad():
+        result = network(*own(arguments))
+    given, returned = list(tensors_in(arguments)), list(tensors_in(result))
+    found_inputs = tuple(inputs or names_of_inputs(network, arguments))
+    if outputs is None and isinstance(result, Mapping):
+        outputs = [str(key) for key, value in result.items() for _ in tensors_in(value)]
+    if outputs is None:
+        outputs = ["output"] if len(returned) == 1 else [f"output_{index}" for index in range(len(returned))]
+    for kind, names, tensors in (("input", found_inputs, given), ("output", outputs, returned)):
+        if len(names) != len(tensors) or len({*found_inputs, *outputs}) != len(found_inputs) + len(outputs):
+            raise UsageError(
+                f"{type(network).__name__} has {len(tensors)} {kind} tensors, and their names are {', '.join(names)}; "
+                "every input and output needs a name of its own.",
+                hint="Give input_names and output_names.",
+            )
+    known = (*found_inputs, *outputs)
+    if axes is not None:
+        strangers = [name for name in axes if name not in known]
+        if strangers:
+            raise UsageError(f"dynamic_axes names {', '.join(strangers)}; there are {', '.join(known)}.")
+        return Names(found_inputs, tuple(outputs), {name: dict(numbers) for name, numbers in axes.items()})
+    batch = next((tensor.shape[0] for tensor in given if tensor.dim()), None)
+    named = [*zip(found_inputs, given, strict=True), *zip(outputs, returned, strict=True)]
+    open_ones = {name: {0: BATCH_AXIS} for name, tensor in named if tensor.dim() and tensor.shape[0] == batch}
+    return Names(found_inputs, tuple(outputs), open_ones)
+
+
+def _require_scores(network: nn.Module, arguments: tuple[Any, ...], labels: Sequence[str]) -> None:
+    with torch.no_grad():
+        first = next(tensors_in(network(*own(arguments))))
+    if first.dim() != 2 or first.shape[1] != len(labels):
+        raise UsageError(
+            f"There are {len(labels)} labels, and the first output has the shape {list(first.shape)}; expected class "
+            f"scores (N, {len(labels)}).",
+            hint="Leave labels out where the network is no classifier.",
+        )
+
+
+class _Flat(nn.Module):
+    """A network from tensors to tensors, whatever it takes and returns; what else it takes stays as it is."""
+
+    def __init__(self, network: nn.Module, arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self._given, self._structure = tree_flatten(arguments)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        remaining = iter(tensors)
+        given = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in self._given]
+        return tuple(tensors_in(self.network(*tree_unflatten(given, self._structure))))
+
+
+def trace_to_onnx(
+    network: nn.Module, example: Tensor | tuple[Any, ...], *, opset: int, names: Names = _OF_A_CLASSIFIER
+) -> bytes:
+    """Trace a network on an example.
 
     torch's newer exporter (``dynamo=True``) cannot: the fake quantization reads each range as a Python number, which
     makes the graph depend on data.
+
+    Args:
+        network: In evaluation.
+        example: Its input, or all by position.
+        opset: Version of the ONNX operators.
+        names: Of inputs and outputs.
+
+    Raises:
+        ModelError: torch cannot export it.
     """
+    arguments = example if isinstance(example, tuple) else (example,)
+    with torch.no_grad():
+        result = network(*own(arguments))
+    outputs = result if isinstance(result, tuple) else (result,)
+    plain = all(isinstance(each, Tensor) for each in (*arguments, *outputs))
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # The ranges are constants, so tracing them as such, which this warns of, is what is wanted.
@@ -164,16 +333,23 @@ def trace_to_onnx(network: nn.Module, sample_shape: tuple[int, ...], *, opset: i
         # That exporter announces its own end, and calls functions that announce theirs.
         for message in (".*legacy TorchScript-based ONNX.*", "The feature will be removed.*"):
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=message)
-        torch.onnx.export(
-            network,
-            (torch.zeros(1, *sample_shape),),
-            buffer,  # type: ignore[arg-type]  # its annotation forgets streams
-            dynamo=False,
-            opset_version=opset,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_axes={INPUT_NAME: {0: BATCH_AXIS}, OUTPUT_NAME: {0: BATCH_AXIS}},
-        )
+        try:
+            torch.onnx.export(
+                network if plain else _Flat(network, own(arguments)).eval(),
+                own(arguments) if plain else tuple(tensors_in(own(arguments))),
+                buffer,  # type: ignore[arg-type]  # its annotation forgets streams
+                dynamo=False,
+                opset_version=opset,
+                input_names=list(names.inputs),
+                output_names=list(names.outputs),
+                dynamic_axes=names.axes,
+            )
+        except (OnnxExporterError, RuntimeError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"torch cannot export {type(network).__name__} to ONNX: {reason}",
+                hint="Write what it names in operators that ONNX has.",
+            ) from error
     return buffer.getvalue()
 
 
@@ -215,45 +391,6 @@ def check_quantization(model: onnx.ModelProto, scales: Sequence[NDArray[np.float
             del unmatched[match]
 
 
-def compare(content: bytes, network: nn.Module, inputs: Array) -> Parity:
-    """Run the same images through the graph as it is written, and torch."""
-    expected = predictor(network)(inputs)
-    answered = onnx_predictor(content)(inputs)
-    difference = float(np.sqrt(np.mean((answered - expected) ** 2)))
-    return Parity(
-        images=len(inputs),
-        relative_error=difference / max(float(expected.std()), 1e-12),
-        disagreements=int((answered.argmax(axis=1) != expected.argmax(axis=1)).sum()),
-    )
-
-
-def require_parity(parity: Parity, *, quantized: bool) -> None:
-    """Refuse a graph that does not compute what torch computes.
-
-    Without its Q/DQ pairs a graph must agree up to rounding: that proves weights, layout and operators. With them it
-    cannot. torch multiplies by the reciprocal of the scale where ONNX divides by it, and sums run in another order, so
-    a value on the boundary between two codes now and then takes the other one, and the layers behind it carry that
-    step on. How far depends on how coarse the codes are: for an EfficientNet-B0 fine-tuned after maximum calibration,
-    torch differs from itself by 0.05 of the spread of its logits when only the memory layout changes, and by 0.3 when
-    the images are scaled by 1.00001. So here the bounds are wide: half of the spread in root mean square (unrelated
-    answers would be at 1.4), and 5% of the answers. That each scale is the quantizer's own is checked exactly,
-    elsewhere.
-
-    Raises:
-        QuantizationError: The difference is larger.
-    """
-    tolerance = _QUANTIZED_TOLERANCE if quantized else _FLOAT_TOLERANCE
-    allowed = max(1, int(_QUANTIZED_DISAGREEMENT * parity.images)) if quantized else 0
-    # Written so that a NaN is refused too.
-    if not parity.relative_error <= tolerance or parity.disagreements > allowed:
-        raise QuantizationError(
-            f"The exported graph{'' if quantized else ', its Q/DQ pairs left out,'} does not compute what the "
-            f"checkpoint does: on {parity.images} real images its logits "
-            f"differ by {parity.relative_error:.3g} of their spread (at most {tolerance:g}) and {parity.disagreements} "
-            f"top-1 answers differ (at most {allowed}). Nothing was written.",
-        )
-
-
 def onnx_predictor(content: bytes) -> Callable[[Array], Array]:
     """Return a function from model input ``(N, C, H, W)`` to logits ``(N, classes)``, exactly as the graph says.
 
@@ -274,14 +411,23 @@ def _real_inputs(checkpoint: Checkpoint, dataset: Dataset, images: int) -> Array
     return preprocessing.normalise(split.pixels(preprocessing, chosen))
 
 
+def _carried(
+    spec: QuantizationSpec | None, labels: Sequence[str] | None, preprocessing: Preprocessing | None
+) -> dict[str, str]:
+    """Return what the file says of the network."""
+    carried = {"trtdeploy.quantization": "null" if spec is None else spec.model_dump_json()}
+    if labels is not None:
+        carried["trtdeploy.labels"] = json.dumps(list(labels))
+    if preprocessing is not None:
+        carried["trtdeploy.preprocessing"] = preprocessing.to_json()
+    return carried
+
+
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     facts = checkpoint.facts
     calibration = facts.calibration.model_dump(mode="json") if facts.calibration else None
     return {
-        "trtdeploy.preprocessing": facts.preprocessing.to_json(),
-        "trtdeploy.labels": json.dumps(list(facts.labels)),
         "trtdeploy.calibration": json.dumps(calibration),
-        "trtdeploy.quantization": facts.quantization.model_dump_json() if facts.quantization else "null",
         "trtdeploy.checkpoint": json.dumps({"kind": facts.kind, "sha256": checkpoint.sha256, "model": facts.model}),
     }
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy.results import CIFAR10, FLOAT_CHECKPOINT, Table, require, write_result
 from training.checkpoint import load_checkpoint
-from training.onnx_export import export, onnx_predictor
+from training.onnx_export import export_checkpoint, onnx_predictor
 from training.predict import predictor
 from training.ptq.ranges import fix_ranges, observing_inputs, quantizers_off
 from training.quantization import QuantizationSpec, Quantizer, quantize, quantizers
@@ -200,7 +200,7 @@ def _measure(dataset: Dataset, checkpoint: Path, images: int | None, rounds: int
         torch.from_numpy(batch.inputs).to(memory_format=torch.channels_last)
         for batch in split.batches(preprocessing, _batch_size(len(split)))
     ]
-    export(start, folder / "float.onnx", dataset)
+    export_checkpoint(start, folder / "float.onnx", dataset)
     network = start.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     test = dataset.split("test")
     chosen = np.arange(len(test)) if images is None else np.linspace(0, len(test) - 1, images).round().astype(int)

@@ -148,16 +148,15 @@ def export(subject: Subject, folder: Path) -> Files:
         for _ in range(3):
             network.train()(noise)
     network.eval()
-    sample = (3, subject.size, subject.size)
     float_onnx, trained, ptq = folder / "float.onnx", folder / "trained.onnx", folder / "ptq.onnx"
-    onnx.save(with_plain_constants(onnx.load_from_string(trace_to_onnx(network, sample, opset=17))), float_onnx)
+    onnx.save(with_plain_constants(onnx.load_from_string(trace_to_onnx(network, noise[:1], opset=17))), float_onnx)
     np.save(folder / "noise.npy", noise.numpy())
     quantize_onnx(float_onnx, ptq, str(folder / "noise.npy"), PtqOptions(method="max"))
     quantized = quantize(network, example=noise[:1])
     with observing_inputs(quantized) as histograms, torch.no_grad():
         quantized(noise)
     fix_ranges(quantized, histograms)
-    trained.write_bytes(trace_to_onnx(quantized, sample, opset=17))
+    trained.write_bytes(trace_to_onnx(quantized, noise[:1], opset=17))
     sys.stderr.write("  exported\n")
     return Files(float_onnx, {"training export": trained, "trtdeploy quantize": ptq}, noise.numpy())
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from training.checkpoint import load_checkpoint
-from training.onnx_export import INPUT_NAME, export, onnx_predictor
+from training.onnx_export import INPUT_NAME, export_checkpoint, onnx_predictor
 from training.quantization import SMALLEST_AMAX
 from trtdeploy.onnxgraph import ranges_to_qdq
 from trtdeploy.onnxgraph.dynamic_ranges import read_ranges, write_ranges
@@ -20,7 +20,7 @@ from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_range
 def test_ranges_from_a_file_and_the_explicit_export_are_one_model(digits, ptq_file, tmp_path, name):
     checkpoint = load_checkpoint(ptq_file)
     checkpoint.model._pooled_quantizer.disable()  # ranges become Q/DQ at weighted layers only
-    exported = export(checkpoint, tmp_path / "ptq.onnx", digits)
+    exported = export_checkpoint(checkpoint, tmp_path / "ptq.onnx", digits)
     explicit = onnx.load(exported.path)
     write_ranges(ranges_of(explicit), tmp_path / name)
     canonical = canonical_qdq(explicit)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 import training.onnx_export as export_module
 from training.checkpoint import load_checkpoint
-from training.onnx_export import Parity, export, onnx_predictor, require_parity
+from training.onnx_export import export_checkpoint, onnx_predictor
+from training.parity import Parity, require_parity
 from training.predict import predictor
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import sha256_file
@@ -21,7 +22,7 @@ from trtdeploy.preprocessing import Preprocessing
 
 @pytest.fixture(scope="module")
 def exported(digits, ptq_file, tmp_path_factory):
-    return export(load_checkpoint(ptq_file), tmp_path_factory.mktemp("onnx") / "ptq.onnx", digits)
+    return export_checkpoint(load_checkpoint(ptq_file), tmp_path_factory.mktemp("onnx") / "ptq.onnx", digits)
 
 
 def count(model, kind):
@@ -88,7 +89,7 @@ def test_it_answers_as_torch_does(exported, digits, ptq_file):
 
 @pytest.mark.parametrize("opset", [17, 20])
 def test_a_float_checkpoint_has_no_pairs(digits, float_file, tmp_path, opset):
-    result = export(load_checkpoint(float_file), tmp_path / "f.onnx", digits, opset=opset)
+    result = export_checkpoint(load_checkpoint(float_file), tmp_path / "f.onnx", digits, opset=opset)
     assert result.quantize_nodes == result.dequantize_nodes == 0
     assert result.parity.relative_error < 1e-5
     assert onnx.load(result.path).opset_import[0].version == opset
@@ -99,13 +100,13 @@ def test_a_float_checkpoint_has_no_pairs(digits, float_file, tmp_path, opset):
 def test_a_closed_quantizer_is_not_counted(digits, ptq_file, tmp_path):
     checkpoint = load_checkpoint(ptq_file)
     checkpoint.model.head._input_quantizer.disable()
-    assert export(checkpoint, tmp_path / "x.onnx", digits).quantize_nodes == 6
+    assert export_checkpoint(checkpoint, tmp_path / "x.onnx", digits).quantize_nodes == 6
 
 
 @pytest.mark.parametrize("opset", [12, 16, 21])
 def test_other_opsets_are_refused(digits, ptq_file, tmp_path, opset):
     with pytest.raises(UsageError, match="17 to 20"):
-        export(load_checkpoint(ptq_file), tmp_path / "x.onnx", digits, opset=opset)
+        export_checkpoint(load_checkpoint(ptq_file), tmp_path / "x.onnx", digits, opset=opset)
 
 
 def tamper(monkeypatch, change):
@@ -149,8 +150,8 @@ def widen_a_scale(model):
 def test_a_graph_that_computes_something_else_is_refused(digits, request, tmp_path, monkeypatch, fixture):
     tamper(monkeypatch, reverse_weights)
     checkpoint = load_checkpoint(request.getfixturevalue(fixture))
-    with pytest.raises(QuantizationError, match="does not compute what the checkpoint does"):
-        export(checkpoint, tmp_path / "x.onnx", digits)
+    with pytest.raises(QuantizationError, match="does not compute what the network does"):
+        export_checkpoint(checkpoint, tmp_path / "x.onnx", digits)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,7 +170,7 @@ def test_scales_at_the_wrong_tensors_are_refused(digits, ptq_file, tmp_path, mon
         checkpoint.model.head._input_quantizer._amax *= 100
     tamper(monkeypatch, swap_two_scales)
     with pytest.raises(QuantizationError, match="exported graph does not compute"):
-        export(checkpoint, tmp_path / "x.onnx", digits)
+        export_checkpoint(checkpoint, tmp_path / "x.onnx", digits)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -216,7 +217,7 @@ def computed_scale(model):
 def test_pairs_that_tensorrt_would_not_take_are_refused(digits, ptq_file, tmp_path, monkeypatch, change, expected):
     tamper(monkeypatch, change)
     with pytest.raises(QuantizationError, match=expected):
-        export(load_checkpoint(ptq_file), tmp_path / "x.onnx", digits)
+        export_checkpoint(load_checkpoint(ptq_file), tmp_path / "x.onnx", digits)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,6 +252,6 @@ def test_a_dead_channel_survives_export(digits, ptq_file, tmp_path):
     with torch.no_grad():
         amax[3] = 1e-8  # a dead channel
         checkpoint.model.depthwise.weight[3] = 0
-    model = onnx.load(export(checkpoint, tmp_path / "x.onnx", digits).path)
+    model = onnx.load(export_checkpoint(checkpoint, tmp_path / "x.onnx", digits).path)
     scales = [Graph(model.graph).constant(node.input[1]) for node in quantize_nodes(model)]
     assert min(scale.min() for scale in scales) == pytest.approx(1e-8 / 127)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from training.checkpoint import load_checkpoint
-from training.onnx_export import check_quantization, export, trace_to_onnx
+from training.onnx_export import check_quantization, export_checkpoint, trace_to_onnx
 from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, exported_pairs, quantize, quantizers
@@ -93,7 +93,7 @@ def test_every_tensor_has_one_pair(name, target, toolkit):
     scales = [quantizer.scale_array for quantizer in exported_pairs(quantized, torch.zeros(1, *SHAPE))]
     if target == "tensorrt":
         assert len(scales) == expected
-    model = merge_equal(onnx.load_from_string(trace_to_onnx(quantized, SHAPE, opset=17)))
+    model = merge_equal(onnx.load_from_string(trace_to_onnx(quantized, torch.zeros(1, *SHAPE), opset=17)))
     check_quantization(model, scales)
     given = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert len(given) == len(set(given))
@@ -116,5 +116,5 @@ def test_dropout_between_two_readers_is_exported(digits, tmp_path):
     save_file(DropoutBetweenReaders(10).state_dict(), weights)
     start = load_checkpoint(weights, model="tiny_model:DropoutBetweenReaders", image_size=16, dataset=digits)
     calibrate(digits, start, output, images=40)
-    exported = export(load_checkpoint(output), tmp_path / "m.onnx", digits)
+    exported = export_checkpoint(load_checkpoint(output), tmp_path / "m.onnx", digits)
     assert exported.quantize_nodes == exported.dequantize_nodes == 9

@@ -10,7 +10,7 @@ from tiny_model import tiny_schedule
 
 from training.checkpoint import load_checkpoint
 from training.loop import TrainingInterrupted, score
-from training.onnx_export import export
+from training.onnx_export import export_checkpoint
 from training.optimization import Execution, execution_for
 from training.qat import qat
 from training.quantization import Quantizer, make_quantizer, quantized_layers, quantizers
@@ -98,7 +98,7 @@ def test_qat_brings_back_a_network_whose_ranges_outliers_decided(digits, ptq_fil
     for layer in quantized_layers(learned.model):
         largest = layer.weight.detach().abs().flatten(1).amax(dim=1)
         assert torch.equal(layer.weight_quantizer.amax.flatten(), largest)
-    export(learned, tmp_path / "qat.onnx", dataset=digits)
+    export_checkpoint(learned, tmp_path / "qat.onnx", dataset=digits)
 
 
 def test_learned_ranges_and_a_teacher_survive_an_interruption(digits, ptq_file, float_file, tmp_path):

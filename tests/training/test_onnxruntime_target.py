@@ -12,7 +12,7 @@ from placed_networks import SmallUNet, TwoConvolutionBranches, mobile_net, squee
 from benchmarks.accuracy.small_networks import thin_densenet, thin_resnet
 from training.checkpoint import load_checkpoint
 from training.models.efficientnet import efficientnet_b0
-from training.onnx_export import export, onnx_predictor, trace_to_onnx
+from training.onnx_export import export_checkpoint, onnx_predictor, trace_to_onnx
 from training.predict import predictor
 from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs, quantizers_off
@@ -52,7 +52,7 @@ def test_every_convolution_and_sum_runs_in_integers(make, tmp_path):
     with quantizers_off(quantized), torch.no_grad():
         assert torch.allclose(quantized(noise), expected, rtol=1e-3, atol=1e-4)  # batch norm is folded
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in quantized.modules())
-    signed = onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
+    signed = onnx.load_from_string(trace_to_onnx(quantized, torch.zeros(1, 3, SIZE, SIZE), opset=17))
     unsigned = with_unsigned_activations(signed)
     answers = [onnx_predictor(model.SerializeToString())(noise.numpy()) for model in (signed, unsigned)]
     assert np.array_equal(*answers)
@@ -66,7 +66,9 @@ def test_every_convolution_and_sum_runs_in_integers(make, tmp_path):
 
 def test_h_swish_and_gates_leave_no_convolution_in_float(tmp_path):
     quantized, _, _ = calibrated(mobile_net)
-    model = with_unsigned_activations(onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17)))
+    model = with_unsigned_activations(
+        onnx.load_from_string(trace_to_onnx(quantized, torch.zeros(1, 3, SIZE, SIZE), opset=17))
+    )
     ops = optimized(model, tmp_path)
     assert ops["QLinearConv"] == sum(node.op_type == "Conv" for node in model.graph.node)
 
@@ -76,7 +78,7 @@ def test_h_swish_and_gates_leave_no_convolution_in_float(tmp_path):
 )
 def test_both_placements_are_the_same(make):
     quantized, _, _ = calibrated(make)
-    exported = onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
+    exported = onnx.load_from_string(trace_to_onnx(quantized, torch.zeros(1, 3, SIZE, SIZE), opset=17))
     float_model, found = take_out(exported, lambda pair: True)
     assert set(found) == {each.site for each in wanted_sites(float_model, target="onnxruntime")}
 
@@ -88,7 +90,7 @@ def test_a_checkpoint_is_rebuilt_with_folded_layers_and_exported(digits, float_f
     checkpoint = load_checkpoint(output)
     assert checkpoint.facts.quantization == SPEC
     assert not any("norm" in key for key in checkpoint.model.state_dict())
-    exported = export(checkpoint, tmp_path / "ptq.onnx", digits)
+    exported = export_checkpoint(checkpoint, tmp_path / "ptq.onnx", digits)
     assert exported.quantize_nodes == sum(1 for _ in quantizers(checkpoint.model))
     inputs = torch.randn(3, 3, 16, 16).numpy()
     written = onnx.load(exported.path)

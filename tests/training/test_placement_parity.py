@@ -56,7 +56,7 @@ def calibrated_and_exported(make: Callable[[int], nn.Module], target: Target) ->
     with observing_inputs(quantized) as histograms:
         quantized(noise)
     fix_ranges(quantized, histograms)
-    return onnx.load_from_string(trace_to_onnx(quantized, (3, SIZE, SIZE), opset=17))
+    return onnx.load_from_string(trace_to_onnx(quantized, torch.zeros(1, 3, SIZE, SIZE), opset=17))
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])

@@ -10,7 +10,7 @@ from placed_networks import mobile_net
 from safetensors.torch import load_file
 
 from training.checkpoint import load_checkpoint
-from training.onnx_export import export
+from training.onnx_export import export_checkpoint
 from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, make_quantizer, quantize, quantizers
@@ -75,7 +75,7 @@ def test_the_checkpoint_says_whose_and_the_exported_graph_is_the_same(modelopt, 
     assert checkpoint.facts.quantization == spec
     graphs = []
     for number, source in enumerate((checkpoint, load_checkpoint(ptq_file))):
-        written = onnx.load(export(source, tmp_path / f"{number}.onnx", digits).path)
+        written = onnx.load(export_checkpoint(source, tmp_path / f"{number}.onnx", digits).path)
         graphs.append((pairs_of(written), [node.op_type for node in written.graph.node if node.op_type != "Constant"]))
     assert graphs[0] == graphs[1]
 

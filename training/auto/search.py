@@ -19,12 +19,12 @@ from training.auto.folder import claim_folder, kept_when_interrupted
 from training.auto.spending import declare_shares
 from training.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
 from training.loop import Observer
-from training.onnx_export import export
+from training.onnx_export import export_checkpoint
 from training.optimization import Execution
 from training.predict import predictor
 from training.ptq.calibrate import calibrate
 from training.qat import default_schedule, networks_compared, qat
-from training.quantization import QuantizationSpec, quantize
+from training.quantization import QuantizationSpec, prepare
 from training.recording import score_split
 from training.resume import delete_resume, resume_path_for
 from training.schedule import Schedule
@@ -107,7 +107,7 @@ def decide(
     if execution.amp:
         settings["amp"] = True
     example = torch.zeros(1, *start.facts.preprocessing.sample_shape)
-    quantize(deepcopy(start.model), spec, example=example)  # refuses what cannot be done before the folder is claimed
+    prepare(deepcopy(start.model), example, spec)  # refuses what cannot be done before the folder is claimed
     claim_folder(folder, settings)
     compared = networks_compared(schedule)
     declared = declare_shares({step: compared if step in _TRAINED else 1 for step in _STEPS})
@@ -119,7 +119,7 @@ def decide(
     met = trials[-1].proof.shown
     best = trials[-1] if met else max(trials, key=lambda trial: trial.difference.difference.value)
     chosen = folder / best.checkpoint
-    export(load_checkpoint(chosen), folder / "model.onnx", dataset)
+    export_checkpoint(load_checkpoint(chosen), folder / "model.onnx", dataset)
     decision = Decision(
         max_drop=max_drop,
         met=met,

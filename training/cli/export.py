@@ -35,7 +35,7 @@ def export(
 ) -> None:
     """Write a checkpoint as ONNX, with Q/DQ where it is quantized, after comparing its answers with torch's."""
     with door(), Display() as display:
-        from training.onnx_export import export as run
+        from training.onnx_export import export_checkpoint as run
 
         check_output(output, ".onnx", ledger=ledger)
         start, dataset, _ = open_both(data, checkpoint, model=model, image_size=image_size, split_seed=split_seed)

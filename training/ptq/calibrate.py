@@ -28,8 +28,8 @@ from training.checkpoint import (
 from training.loop import score
 from training.predict import device_of
 from training.ptq.bias_correction import correct_biases
-from training.ptq.ranges import fix_ranges, observing_inputs
-from training.quantization import QuantizationSpec, QuantizedLayer, Quantizer, count_layers, quantize
+from training.ptq.ranges import fix_ranges, observe
+from training.quantization import QuantizationSpec, QuantizedLayer, Quantizer, count_layers, prepare
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method
 from trtdeploy.datasets import Dataset, Split
 from trtdeploy.errors import LedgerError, QuantizationError, UsageError
@@ -95,7 +95,7 @@ def calibrate(
     chosen = _draw(len(split), images, seed)
     spec = spec or QuantizationSpec()
     example = torch.zeros(1, *preprocessing.sample_shape, device=device)
-    model = quantize(start.model.eval().to(device), spec, example=example)
+    model = prepare(start.model.eval().to(device), example, spec)
     images_to_pass = len(chosen) * (2 if bias_correction else 1)
 
     def passed(done: int) -> None:
@@ -171,14 +171,17 @@ def _observe(
 ) -> tuple[dict[Quantizer, AbsMaximum], str]:
     """Run the chosen images through the network once; return what was collected and the digest of the pixels."""
     pixels = hashlib.sha256()
-    done = 0
-    with observing_inputs(model, collector) as collected:
+
+    def batches() -> Iterator[Tensor]:
+        done = 0
         for part in np.array_split(chosen, range(CALIBRATION_BATCH, len(chosen), CALIBRATION_BATCH)):
             decoded = split.pixels(preprocessing, part)
             pixels.update(decoded.tobytes())
-            model(_as_input(decoded, preprocessing, device_of(model)))
+            yield _as_input(decoded, preprocessing, device_of(model))
             done += len(part)
             passed(done)
+
+    collected = observe(model, batches(), collector)
     return collected, pixels.hexdigest()
 
 

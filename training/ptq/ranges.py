@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,14 +12,19 @@ from torch import nn
 from training.predict import device_of, in_float32
 from training.quantization import (
     SMALLEST_AMAX,
+    Inputs,
+    LayerCount,
     Quantizer,
+    as_arguments,
+    count_layers,
     largest_per_channel,
     quantized_layers,
     quantizers,
     quantizers_off,
+    unwrapped,
 )
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method, amax_of
-from trtdeploy.errors import QuantizationError
+from trtdeploy.errors import QuantizationError, UsageError
 
 Collector = TypeVar("Collector", bound=AbsMaximum)
 
@@ -107,6 +112,72 @@ def fix_ranges(
         clamped += int((amax < SMALLEST_AMAX).sum())
         quantizer.set_amax(amax.clamp(min=SMALLEST_AMAX).to(device))
     return clamped
+
+
+def observe(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    collector: type[Collector] = AbsHistogram,  # type: ignore[assignment]
+) -> dict[Quantizer, Collector]:
+    """Run a network in float over batches, and return what passed its quantizers; see ``observing_inputs``.
+
+    Raises:
+        QuantizationError: A value is not finite.
+    """
+    device = device_of(model)
+    with observing_inputs(model, collector) as collected:
+        for batch in batches:
+            model(*as_arguments(model, batch, device=device))
+    return collected
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    method: Method = "relative-mse",
+    percentile: float = 99.99,
+) -> LayerCount:
+    """Find the range of every activation from data, and of every weight from the weight.
+
+    Args:
+        model: As ``prepare`` returned it. It runs in evaluation meanwhile, where its weights are, and without labels.
+        batches: Its inputs, each one tensor, a tuple by position, or a dictionary by name.
+        method: How the ranges of activations are found: ``relative-mse``, ``mse``, ``entropy``, ``percentile`` or
+            ``max``; see ``trtdeploy.calibration.amax_of``.
+        percentile: Percent of all |x| inside the range, of the method of that name.
+
+    Returns:
+        Which layers are in INT8, and why the others are not. One that no batch reached stays in float.
+
+    Raises:
+        QuantizationError: There is no batch, no layer ran, or a value is not finite.
+        UsageError: ``model`` has no quantizers.
+    """
+    model = unwrapped(model)
+    layers = list(quantized_layers(model))
+    if not layers:
+        raise UsageError(
+            f"{type(model).__name__} has no quantizers.", hint="Place them first: training.prepare(network, inputs)."
+        )
+    first: list[Inputs] = []
+
+    def watched() -> Iterator[Inputs]:
+        for batch in batches:
+            first[:] = first or [batch]
+            yield batch
+
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        collected = observe(model, watched(), AbsMaximum if method == "max" else AbsHistogram)
+        if not first:
+            raise QuantizationError("There is no batch to calibrate on.", hint="An iterator gives its batches once.")
+        fix_ranges(model, collected, method=method, percentile=percentile)
+        return count_layers(model, *as_arguments(model, first[0], device=device_of(model)), spec=layers[0].spec)
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _adding_to(values: AbsMaximum, label: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:

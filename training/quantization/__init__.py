@@ -1,9 +1,11 @@
 """Fake quantization of torch networks: quantizers, and where they sit."""
 
+from training.quantization.arguments import Inputs, as_arguments, input_names, tensors_in, unwrapped
 from training.quantization.exported_pairs import exported_pairs
 from training.quantization.insertion import quantize, quantized_layers, reserve_ranges
 from training.quantization.layer_count import FloatLayer, LayerCount, count_layers
-from training.quantization.layers import QuantizedLayer, largest_per_channel
+from training.quantization.layers import QuantizedLayer, largest_per_channel, refresh_ranges
+from training.quantization.preparation import prepare
 from training.quantization.quantizer import (
     INT8_BOUND,
     SMALLEST_AMAX,
@@ -18,18 +20,25 @@ __all__ = [
     "INT8_BOUND",
     "SMALLEST_AMAX",
     "FloatLayer",
+    "Inputs",
     "LayerCount",
     "QuantizationSpec",
     "QuantizedLayer",
     "Quantizer",
     "Toolkit",
+    "as_arguments",
     "count_layers",
     "exported_pairs",
+    "input_names",
     "largest_per_channel",
     "make_quantizer",
+    "prepare",
     "quantize",
     "quantized_layers",
     "quantizers",
     "quantizers_off",
+    "refresh_ranges",
     "reserve_ranges",
+    "tensors_in",
+    "unwrapped",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from training.quantization.quantizer import Quantizer, quantizers
 _Pair = tuple[int, int, tuple[int, ...], tuple[int, ...], int | None, bytes]
 
 
-def exported_pairs(model: nn.Module, example: Tensor) -> list[Quantizer]:
+def exported_pairs(model: nn.Module, *example: Any) -> list[Quantizer]:
     """Return the quantizer of every pair, in the order in which they run; one that is off makes none.
 
     A pair belongs to a tensor and not to a call. Of a tensor that is quantized twice alike there is one pair: the
@@ -21,7 +22,7 @@ def exported_pairs(model: nn.Module, example: Tensor) -> list[Quantizer]:
 
     Args:
         model: With ranges. It is run once, in evaluation.
-        example: Its input.
+        example: Its inputs.
     """
     found: dict[_Pair, Quantizer] = {}
     seen: list[Tensor] = []  # kept until the end, so that no two tensors have one address
@@ -42,7 +43,7 @@ def exported_pairs(model: nn.Module, example: Tensor) -> list[Quantizer]:
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval()(example)
+            model.eval()(*example)
     finally:
         model.train(was_training)
         for hook in hooks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,7 +36,7 @@ _ROLES = {"residual": "residual", "gate": "gated", "pooling": "pooled", "concat"
 }
 
 
-def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example: Tensor) -> nn.Module:
+def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example: Tensor | tuple[Any, ...]) -> nn.Module:
     """Return a network with quantizers, which shares its parameters, and their names, with ``model``.
 
     ``model`` is used up. Without ranges the quantizers cannot run; see ``training.ptq.calibrate``.
@@ -43,7 +44,7 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
     Args:
         model: A float network.
         spec: What to quantize; the defaults if None.
-        example: An input, to learn the shapes of all tensors from.
+        example: Its input, or all inputs by position, to learn the shapes of all tensors from.
 
     Returns:
         A ``torch.fx.GraphModule``. Of what cannot be traced, the whole network or a block of it, only the layers get
@@ -55,11 +56,12 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
         RuntimeUnavailableError: The toolkit is not installed.
     """
     spec = spec or QuantizationSpec()
+    arguments = example if isinstance(example, tuple) else (example,)
     names = [name for name, module in model.named_modules() if is_quantizable(module)]
     if not names:
         raise QuantizationError(
             f"{type(model).__name__} has no layer that could be quantized: no submodule computes as a convolution or a "
-            f"linear layer of torch.nn does. It has {count_layers(model, example, spec=spec).text()}",
+            f"linear layer of torch.nn does. It has {count_layers(model, *arguments, spec=spec).text()}",
             hint="Build the network from the layers of torch.nn.",
         )
     spec.require_matches(names)
@@ -68,7 +70,7 @@ def quantize(model: nn.Module, spec: QuantizationSpec | None = None, *, example:
     if names == [""]:
         model = nn.Sequential(model)
     try:
-        traced = trace(model, example)
+        traced = trace(model, *arguments)
     except UntraceableError as error:
         _log.warning(
             "%s cannot be traced, so only its layers are quantized, not residual additions, gates, pooling or "
@@ -140,7 +142,7 @@ def _swap_layers(model: nn.Module, spec: QuantizationSpec) -> None:
     twins: dict[nn.Module, QuantizedLayer | None] = {}
     for path, layer in list(model.named_modules(remove_duplicate=False)):
         if layer not in twins:  # one layer in two places stays one layer
-            twins[layer] = None if spec.skips(path) else quantized_twin(layer, path, spec.toolkit)
+            twins[layer] = None if spec.skips(path) else quantized_twin(layer, path, spec)
         twin = twins[layer]
         if twin is not None:
             parent, _, name = path.rpartition(".")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from training.quantization.quantizer import Quantizer
-from training.quantization.toolkits import Toolkit, make_quantizer
+from training.quantization.quantizer import SMALLEST_AMAX, Quantizer
+from training.quantization.spec import QuantizationSpec
+from training.quantization.toolkits import make_quantizer
 
 WEIGHTED = (
     nn.Conv1d,
@@ -30,6 +31,8 @@ class QuantizedLayer(nn.Module):
         quantizes_input: The layer itself calls ``_input_quantizer``. Otherwise the graph around it does, or another
             quantizer already sits on the tensor.
         idle: It has no ranges, because it never ran on calibration data, and computes in float.
+        follows: Every forward takes the range of the weight from the weight as it is then.
+        spec: How the network was quantized.
     """
 
     weight: Tensor
@@ -37,6 +40,8 @@ class QuantizedLayer(nn.Module):
     _input_quantizer: Quantizer
     quantizes_input: bool
     idle: bool = False
+    follows: bool = False
+    spec: QuantizationSpec
 
     @property
     def input_quantizer(self) -> Quantizer:
@@ -51,6 +56,14 @@ class QuantizedLayer(nn.Module):
             # Not as a submodule: the quantizer has its name, and its key in the state dict, elsewhere.
             del self._modules["_input_quantizer"]
             self.__dict__["shared_input_quantizer"] = quantizer
+
+    def quantized_weight(self) -> Tensor:
+        """Return the weight as it is multiplied with; its range is taken from it first, where that follows."""
+        weight, quantizer = self.weight, self._weight_quantizer
+        if self.follows and quantizer.enabled and quantizer.amax is not None:
+            quantizer.amax.copy_(range_of(weight, quantizer))
+        quantized: Tensor = quantizer(weight)
+        return quantized
 
     @property
     def weight_quantizer(self) -> Quantizer:
@@ -70,7 +83,7 @@ class _QuantizedConv(QuantizedLayer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - a caller may name it
         values = self._input_quantizer(input) if self.quantizes_input else input
-        outputs: Tensor = self._conv_forward(values, self._weight_quantizer(self.weight), self.bias)
+        outputs: Tensor = self._conv_forward(values, self.quantized_weight(), self.bias)
         return outputs
 
 
@@ -102,7 +115,7 @@ class _QuantizedTransposed(QuantizedLayer):
         output_padding = self._output_padding(
             values, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
         )
-        weight = self._weight_quantizer(self.weight)
+        weight = self.quantized_weight()
         call = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d)
         outputs: Tensor = call[dimensions - 1](
             values, weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
@@ -127,7 +140,7 @@ class _QuantizedLinear(QuantizedLayer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - see above
         values = self._input_quantizer(input) if self.quantizes_input else input
-        return nn.functional.linear(values, self._weight_quantizer(self.weight), self.bias)
+        return nn.functional.linear(values, self.quantized_weight(), self.bias)
 
 
 class QuantizedLinear(_QuantizedLinear, nn.Linear):
@@ -174,7 +187,7 @@ def why_not_quantizable(layer: nn.Module) -> str | None:
     return None
 
 
-def quantized_twin(layer: nn.Module, path: str, toolkit: Toolkit) -> QuantizedLayer | None:
+def quantized_twin(layer: nn.Module, path: str, spec: QuantizationSpec) -> QuantizedLayer | None:
     """Return a layer that shares everything with ``layer``, with quantizers; None if it is of no known class.
 
     A subclass is known if it computes what its base does, see ``computes_as``. A transposed convolution with groups is
@@ -190,9 +203,9 @@ def quantized_twin(layer: nn.Module, path: str, toolkit: Toolkit) -> QuantizedLa
     transposed = issubclass(kind, _QuantizedTransposed)
     twin = kind.__new__(kind)
     twin.__dict__ = {name: value.copy() if isinstance(value, dict) else value for name, value in layer.__dict__.items()}
-    twin._input_quantizer = make_quantizer(f"{path}.input", axis=None, toolkit=toolkit)
-    twin._weight_quantizer = make_quantizer(f"{path}.weight", axis=1 if transposed else 0, toolkit=toolkit)
-    twin.quantizes_input = True
+    twin._input_quantizer = make_quantizer(f"{path}.input", axis=None, toolkit=spec.toolkit)
+    twin._weight_quantizer = make_quantizer(f"{path}.weight", axis=1 if transposed else 0, toolkit=spec.toolkit)
+    twin.quantizes_input, twin.spec = True, spec
     return twin.train(layer.training)
 
 
@@ -209,5 +222,33 @@ def channel_shape(layer: QuantizedLayer) -> tuple[int, ...]:
 
 def largest_per_channel(layer: QuantizedLayer) -> Tensor:
     """Return the largest |w| per output channel, in ``channel_shape``."""
-    axes = [index for index in range(layer.weight.dim()) if index != layer.weight_quantizer.axis]
-    return torch.amax(layer.weight.detach().abs(), dim=axes, keepdim=True)
+    return _largest(layer.weight, layer.weight_quantizer)
+
+
+def range_of(weight: Tensor, quantizer: Quantizer) -> Tensor:
+    """Return the range of a weight: the largest |w| per output channel, never 0."""
+    return _largest(weight, quantizer).clamp(min=SMALLEST_AMAX)
+
+
+@torch.no_grad()
+def refresh_ranges(model: nn.Module) -> None:
+    """Take the range of every weight from the weight as it is now, and of every activation as it was learned.
+
+    A network that ``prepare`` returned does so in every forward by itself, and ``export`` does. Call it before ranges
+    are read in another way after the last step, as ``state_dict()`` reads them.
+
+    Args:
+        model: A quantized network with ranges.
+    """
+    for layer in model.modules():
+        if isinstance(layer, Quantizer) and layer.learned_range is not None:
+            layer.learned_range.write_back()
+        if isinstance(layer, QuantizedLayer) and layer.weight_quantizer.enabled:
+            amax = layer.weight_quantizer.amax
+            if amax is not None:
+                amax.copy_(range_of(layer.weight, layer.weight_quantizer))
+
+
+def _largest(weight: Tensor, quantizer: Quantizer) -> Tensor:
+    axes = [index for index in range(weight.dim()) if index != quantizer.axis]
+    return torch.amax(weight.detach().abs(), dim=axes, keepdim=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -60,6 +60,12 @@ class Quantizer(nn.Module):
         """Fix the range: a scalar, or one value per channel shaped for broadcasting."""
         self.register_buffer("_amax", amax.detach().clone().float())
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        stored = state_dict.get(f"{prefix}_amax")
+        if stored is not None and self.amax is None:  # prepared, not calibrated: the ranges come from the file
+            self.set_amax(torch.ones_like(stored, dtype=torch.float32))
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     @property
     def scale_array(self) -> NDArray[np.float32]:
         """The step between two codes, ``amax / 127``: one value, or one per channel, rounded as export rounds it."""
@@ -78,8 +84,10 @@ class Quantizer(nn.Module):
             raise QuantizationError(f"{self.label} has no range; calibrate first.")
         if inputs.dtype != torch.float32:  # under autocast: codes and scales are those of float32 all the same
             inputs = inputs.float()
-        if self.learned_range is not None and torch.is_grad_enabled():
-            return self.learned_range.fake_quantize(inputs)
+        if self.learned_range is not None:
+            self.learned_range.write_back()  # an optimizer has moved it
+            if torch.is_grad_enabled():
+                return self.learned_range.fake_quantize(inputs)
         fused = torch.is_grad_enabled() or torch.onnx.is_in_onnx_export()  # what autograd and the exporter know
         return self._by_toolkit(inputs) if fused else self._as_onnx(inputs)
 

@@ -9,11 +9,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.quantization.insertion import quantized_layers
-from training.quantization.layers import largest_per_channel
+from training.quantization.arguments import unwrapped
+from training.quantization.layers import refresh_ranges
 from training.quantization.learned_range import LearnedRange
-from training.quantization.quantizer import SMALLEST_AMAX, quantizers
-from trtdeploy.errors import CheckpointError
+from training.quantization.quantizer import quantizers
+from trtdeploy.errors import CheckpointError, UsageError
+
+
+def learn_ranges(model: nn.Module) -> list[nn.Parameter]:
+    """Let the ranges of a calibrated network's activations move with the weights, in a loop of one's own.
+
+    Args:
+        model: As ``prepare`` returned it, with ranges.
+
+    Returns:
+        The logarithms of the ranges, for a group of the optimizer's without weight decay. They are no parameters of
+        ``model``; every forward uses them as they are then, and ``state_dict()`` and ``export`` have the ranges.
+
+    Raises:
+        UsageError: A quantizer has no range.
+    """
+    for _, quantizer in quantizers(unwrapped(model)):
+        if quantizer.enabled and quantizer.amax is None:
+            raise UsageError(f"{quantizer.label} has no range to learn from.", hint="Call calibrate first.")
+    return LearnedRanges(unwrapped(model)).parameters()
 
 
 class LearnedRanges:
@@ -29,7 +48,7 @@ class LearnedRanges:
         for name, quantizer in quantizers(model):
             if quantizer.of_activation and quantizer.enabled:
                 quantizer.learned_range = self._by_name[name] = LearnedRange(quantizer.amax, quantizer.label)
-        self._layers = [layer for layer in quantized_layers(model) if layer.weight_quantizer.enabled]
+        self._model = model
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what an optimizer moves, in a fixed order."""
@@ -40,10 +59,7 @@ class LearnedRanges:
         """Give every quantizer its range; call it after every step of the optimizer."""
         for learned in self._by_name.values():
             learned.write_back()
-        for layer in self._layers:
-            amax = layer.weight_quantizer.amax
-            assert amax is not None  # calibrated before training starts
-            amax.copy_(largest_per_channel(layer).clamp(min=SMALLEST_AMAX))
+        refresh_ranges(self._model)
 
     def state(self) -> dict[str, Tensor]:
         """Return what a resumed run needs beside the network: a range does not give back its logarithm exactly."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,8 +67,10 @@ class _Tracer(fx.Tracer):
             raise _FailedInError(self.path_of_module(m)) from error
 
 
-def trace(model: nn.Module, example: Tensor) -> Traced:
+def trace(model: nn.Module, *example: Any) -> Traced:
     """Return the graph of a network.
+
+    Inputs that ``example`` does not give, or gives as something else than tensors, are fixed to what they are then.
 
     A module whose own graph differs between training and evaluation stays one node, so it goes on switching; so does
     one that cannot be traced. What reads a tensor after an operation in place has changed it reads that operation's
@@ -78,9 +81,10 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
             the modes.
     """
     whole: dict[str, str] = {}
+    fixed = _fixed_inputs(model, example)
     while True:
         try:
-            graph, mode_dependent = _trace_both(model, whole)
+            graph, mode_dependent = _trace_both(model, whole, fixed)
             break
         except _FailedInError as error:
             name, cause = str(error), error.__cause__
@@ -89,19 +93,41 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
             whole[name] = f"{type(cause).__name__}: {cause}"
     whole |= dict.fromkeys(mode_dependent, "it computes something else in training")
     with _mode(model, training=False), torch.no_grad():
-        ShapeProp(fx.GraphModule(model, graph)).propagate(example)
+        ShapeProp(fx.GraphModule(model, graph)).propagate(*(_own(value) for value in example))
+    if fixed:  # by which fx gives its inputs other names
+        inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        for node, name in zip(inputs, inspect.signature(model.forward).parameters, strict=False):
+            node.target = name
     _follow_in_place(model, graph)
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     return Traced(graph, {name: why for name, why in whole.items() if name in called})
 
 
-def _trace_both(model: nn.Module, whole: Collection[str]) -> tuple[fx.Graph, set[str]]:
+def _fixed_inputs(model: nn.Module, example: tuple[Any, ...]) -> dict[str, Any] | None:
+    """Return the inputs by name that are no tensors in this call; None if all are."""
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    fixed: dict[str, Any] = {}
+    for index, parameter in enumerate(inspect.signature(model.forward).parameters.values()):
+        if parameter.kind not in named:
+            continue
+        value = example[index] if index < len(example) else parameter.default
+        if value is None or isinstance(value, (bool, int, float, str)):
+            fixed[parameter.name] = value
+    return fixed or None
+
+
+def _own(value: Any) -> Any:
+    """Return what a network may write into."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _trace_both(model: nn.Module, whole: Collection[str], fixed: dict[str, Any] | None) -> tuple[fx.Graph, set[str]]:
     graphs, mode_dependent = [], set()
     for training in (True, False):
         tracer = _Tracer(whole)
         with _mode(model, training=training):
             try:
-                graphs.append(tracer.trace(model))
+                graphs.append(tracer.trace(model, concrete_args=fixed))
             except _FailedInError:
                 raise
             except Exception as error:  # see above

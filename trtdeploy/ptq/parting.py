@@ -41,6 +41,7 @@ class Parts:
         self.chosen = chosen
         self.batches = batch_indices(samples, chosen, exact or size)
         self._is_exact = exact is not None
+        self._size = exact or size
         short = next((batch for batch in self.batches if exact and len(batch) < exact), None)
         if exact is not None and short is not None:
             alike = sum(samples.shape(index) == samples.shape(short[0]) for index in chosen)
@@ -59,10 +60,12 @@ class Parts:
             UsageError: There are too few samples for that.
         """
         if self._is_exact:
-            units, most = self.batches, _HELD_OUT // len(self.batches[0])
+            units = self.batches
+            held = min(max(1, _HELD_OUT // len(units[0])), len(units) // 4)
         else:
-            units, most = [[index] for index in self.chosen], _HELD_OUT
-        held = min(most, len(units) // 4)
+            units = [[index] for index in self.chosen]
+            held = min(_HELD_OUT, len(units) // 4)
+            held = held // self._size * self._size or held  # whole batches, where there are so many
         if not held:
             raise UsageError(
                 f"--method auto holds out a quarter of the samples to choose with, and {len(self.chosen)} are too few "
@@ -70,10 +73,11 @@ class Parts:
                 hint=f"Give at least {4 * len(units[0])} samples, or a --method.",
             )
         picked = set(np.linspace(0, len(units) - 1, held).round().astype(int).tolist())
-        size = max(map(len, self.batches))
         kept, out = (
             batch_indices(
-                self._samples, [i for place, unit in enumerate(units) if (place in picked) == part for i in unit], size
+                self._samples,
+                [i for place, unit in enumerate(units) if (place in picked) == part for i in unit],
+                self._size,
             )
             for part in (False, True)
         )

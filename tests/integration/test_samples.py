@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from trtdeploy.calibration import AbsHistogram, amax_of
 from trtdeploy.cli.main import app
-from trtdeploy.errors import DataError, QuantizationError, UsageError
+from trtdeploy.errors import DataError, InferenceError, QuantizationError, UsageError
 from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.qdq_pairs import pairs
 from trtdeploy.ptq import PtqOptions, quantize
@@ -113,6 +113,23 @@ def test_a_threshold_is_fixed_by_a_number_or_a_file(shape: list[int | str], tmp_
             assert done.calibration["fixed"] == [fixed]
             scale = next(p.quantizer.scale for p in pairs(Graph(onnx.load(output).graph)) if not p.is_constant)
             assert scale == pytest.approx(np.abs(rows).max() * factor / 127, rel=1e-5)
+
+
+def test_a_state_is_what_one_sample_gets(tmp_path: Path) -> None:
+    """As in a voice model: the state (layers, batch, size) is no sample, and its batch is not the first axis."""
+    g = GraphMaker(quantized=False)
+    first, second, last = (g.constant(g.rng.standard_normal((8, 8)).astype(np.float32)) for _ in range(3))
+    state = g.node("Concat", g.node("Unsqueeze", "x", g.constant(np.array([0]))), "state", axis=0)
+    summed = g.node("ReduceSum", g.node("MatMul", state, first), g.constant(np.array([0])), keepdims=0)
+    g.node("MatMul", g.node("Tanh", g.node("MatMul", summed, second)), last, output="y")
+    source = save(g.model({"x": ["n", 8], "state": [2, "n", 8]}, {"y": ["n", 8]}), tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", g.rng.standard_normal((16, 8)).astype(np.float32))
+    given = (source, tmp_path / "8.onnx", str(tmp_path / "x.npy"))
+    with pytest.raises(InferenceError, match=r"give --batch 1"):
+        quantize(*given, PtqOptions(fixed=("state=0.5",)))
+    done = quantize(*given, PtqOptions(fixed=("state=0.5",), batch_size=1))
+    assert done.output_sqnr_db is not None
+    assert done.output_sqnr_db > 20
 
 
 def test_samples_of_zeros_are_refused_whatever_is_fixed(tmp_path: Path) -> None:

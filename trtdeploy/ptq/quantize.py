@@ -13,7 +13,7 @@ import onnx
 from onnx import version_converter
 
 from trtdeploy.calibration import AbsHistogram, amax_of
-from trtdeploy.errors import DataError, ModelError, QuantizationError, UsageError
+from trtdeploy.errors import DataError, InferenceError, ModelError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, evaluate, map_labels
 from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
 from trtdeploy.fixed_inputs import parse_fixed
@@ -144,7 +144,13 @@ def quantize(
         observed, held_out = parts.held_out() if options.method == "auto" else (parts.batches, [])
         read = parts.read(observed, shown("calibrating"))
         observer = Observer(float_model, keys)
-        observer.look(read)
+        try:
+            observer.look(read)
+        except InferenceError as error:
+            if not fixed or options.batch_size == 1:
+                raise
+            hint = f"Where {', '.join(fixed)} is what one sample gets, as a state is, give --batch 1."
+            raise InferenceError(error.message, hint=hint) from error
         if not read.has_values:
             raise DataError(f"All {sum(map(len, observed))} samples are zeros, so no range can be found on them.")
         scores: dict[Candidate, Score] = {}

@@ -218,6 +218,12 @@ def test_the_network_refuses_only_layers_that_it_shows_without_qdq() -> None:
     require_int8(elsewhere, model="m.onnx")
 
 
+def test_a_plan_with_fp8_is_for_the_targets_that_have_it(tmp_path: Path) -> None:
+    for kind, targets in ((TensorProto.FLOAT8E4M3FN, "8.9,12.0+"), (TensorProto.INT8, "8.0,8.6,8.9,12.0+")):
+        source = save(two_products(kind, of_input=True), tmp_path / "m.onnx")
+        assert build(source, tmp_path / "m.rtx", CONFIG).manifest.device.capability == targets
+
+
 PROGRAM = """header {
   version = 5
 }

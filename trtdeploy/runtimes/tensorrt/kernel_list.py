@@ -24,6 +24,7 @@ from trtdeploy.runtimes.tensorrt.element_types import QUANTIZED, product_type, t
 from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
 
 _PROGRAM = b"header {\n"
+_TARGETS = re.compile(rb"\n *accelerators=\{((?:sm\d+ ?)+)\}")
 _PRODUCTS = frozenset({"corrltn", "deconvolution", "fully_connected"})
 _UNREADABLE = "an unknown type"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
@@ -61,6 +62,12 @@ def kernels_of(content: bytes) -> Iterator[Kernel]:
         end = len(content) if end < 0 else end
         yield from _kernels(content[start:end].decode(errors="replace"))
         start = content.find(_PROGRAM, end)
+
+
+def lowest_target(content: bytes) -> str | None:
+    """Return the lowest compute capability that a plan says it is compiled for, as "8.9", or None if it does not."""
+    targets = [int(number) for found in _TARGETS.findall(content) for number in re.findall(rb"\d+", found)]
+    return f"{min(targets) // 10}.{min(targets) % 10}" if targets else None
 
 
 def facts_from_kernels(content: bytes, layers: WeightedLayers, *, why: str) -> PrecisionFacts | None:

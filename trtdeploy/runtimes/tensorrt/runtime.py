@@ -67,6 +67,7 @@ class TensorRTRuntime(Runtime):
         # onnx is needed to build, not to load
         from trtdeploy.onnxgraph.qdq import with_named_nodes
         from trtdeploy.runtimes.tensorrt.builder import Target, build_plan
+        from trtdeploy.runtimes.tensorrt.kernel_list import lowest_target
         from trtdeploy.runtimes.tensorrt.stores import timing_cache_of
 
         config.refuse_options_of("onnxruntime", runtime=self.bindings.flavour.title)
@@ -90,7 +91,13 @@ class TensorRTRuntime(Runtime):
         cache = None if device is None else timing_cache_of(self.bindings, device, config)
         target = Target(device=built_for, obstacle=reason or None, cache=cache)
         named = replace(source, proto=with_named_nodes(source.proto))
-        return build_plan(self.bindings, named, config, target, real=real, progress=progress)
+        built = build_plan(self.bindings, named, config, target, real=real, progress=progress)
+        lowest = None if config.compute_capabilities else lowest_target(built.content)
+        if lowest is None or self.name != "tensorrt-rtx":
+            return built
+        # a type such as FP8 takes the earlier ones of the default targets away
+        targets = ",".join(each for each in RTX_TARGETS if _numbers(each) >= _numbers(lowest))
+        return replace(built, device=built.device.model_copy(update={"capability": targets}))
 
     def precision_of(self, content: bytes, manifest: Manifest, options: LoadOptions) -> PrecisionFacts:
         from trtdeploy.runtimes.tensorrt.precision import ask_plan
@@ -175,9 +182,13 @@ def _targets(bindings: Bindings) -> tuple[str, ...]:
 
 def is_target(capability: str, targets: str) -> bool:
     """Say whether "8.9" is in "8.0,8.9,12.0+", where a plus takes in everything later."""
-    here = tuple(map(int, capability.split(".")))
+    here = _numbers(capability)
     for target in filter(None, targets.split(",")):
-        wanted = tuple(map(int, target.rstrip("+").split(".")))
+        wanted = _numbers(target)
         if here == wanted or (target.endswith("+") and here >= wanted):
             return True
     return False
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.rstrip("+").split(".")))

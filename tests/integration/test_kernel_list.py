@@ -258,3 +258,17 @@ def test_what_is_not_understood_is_unknown() -> None:
         assert shown is None or set(shown.runs_in) <= {"int8", "float32"}
     assert facts_from_kernels(b"an engine of another version", layers, why="") is None
     assert [kernel.operation for kernel in kernels_of(content)].count("corrltn") == 3
+
+
+def test_inspect_lists_what_was_asked_for_and_why_it_does_not_run_so(tmp_path: Path) -> None:
+    g = GraphMaker()
+    up = g.node("ConvTranspose", g.qdq("x"), weights(g, 8, 6, 2, 2, axis=1), strides=[2, 2], name="up[/0]")
+    g.node("Conv", g.qdq(up), weights(g, 4, 6, 1, 1, axis=0), output="y", name="blocks[0]")
+    built(g.model({"x": [2, 8, 8, 8]}, {"y": [2, 4, 16, 16]}), tmp_path)
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "m.rtx"), "--layers"])
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line.split()[3:] for line in result.output.splitlines() if "%" in line}
+    assert rows["blocks[0]"] == ["int8", "int8"]
+    assert rows["up[/0]"][:2] == ["int8", "float32"]
+    assert "kernels" in rows["up[/0]"]
+    assert "fallbacks: 1 of 2 layers" in result.output

@@ -126,6 +126,8 @@ def test_one_type_does_not_stand_for_another() -> None:
         # a generated kernel beside the product names the layer too and tells nothing of it
         (engine_layer("Float", "Float", LayerType="kgen", Name="__myl_MulAddRelu_myl0_3"), None),
         (engine_layer("Int8", LayerType="Reformat"), None),
+        (engine_layer("Float", LayerType="Shuffle"), None),
+        (engine_layer("Float", "Float", LayerType="PointWiseV2"), None),
     ],
 )
 def test_every_evidence_of_a_layer_counts(found: dict[str, Any], kind: str | None) -> None:

@@ -45,6 +45,10 @@ def inspect_command(
             return
         precision = facts.get("precision") or {}
         listed = precision.pop("layers", {})
+        reasons = {**precision.get("fallbacks", {}), **precision.get("unknown", {})}
+        for kind in ("fallbacks", "unknown"):
+            if precision.get(kind):
+                precision[kind] = f"{len(precision[kind])} of {len(listed)} layers; --layers says which and why"
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in facts.items():
             if value in (None, [], {}):
@@ -55,7 +59,7 @@ def inspect_command(
         console = Output(soft_wrap=True)
         console.print(table)
         if layers and listed:
-            console.print(_layer_table(listed))
+            console.print(_layer_table(listed, reasons))
 
 
 def run(
@@ -139,13 +143,14 @@ def bench(
         Output().print(table)
 
 
-def _layer_table(layers: dict[str, dict[str, Any]]) -> Table:
+def _layer_table(layers: dict[str, dict[str, Any]], reasons: dict[str, str]) -> Table:
     total = sum(layer["macs"] for layer in layers.values()) or 1
-    table = Table("layer", "MACs", "share", "asked for", "runs in", box=None, pad_edge=False)
+    columns = ["layer", "MACs", "share", "asked for", "runs in", "why"]
+    table = Table(*(columns if reasons else columns[:-1]), box=None, pad_edge=False)
     for name, layer in layers.items():
         share = f"{100 * layer['macs'] / total:.1f}%"
-        kind = layer["runs_in"] or "not known here"
-        table.add_row(name, f"{layer['macs']:,}", share, layer["asked_for"] or "float", kind)
+        row = [name, f"{layer['macs']:,}", share, layer["asked_for"] or "float", layer["runs_in"] or "not known"]
+        table.add_row(*row, *([reasons.get(name)] if reasons else []))
     return table
 
 

@@ -19,7 +19,11 @@ from trtdeploy.plan import PrecisionFacts
 from trtdeploy.runtimes.tensorrt.element_types import QUANTIZED, operands_of, product_type, type_in
 from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
 
-_NO_ARITHMETIC = frozenset({"reformat", "noop", "constant", "shape_call", "signal", "wait"})
+# What the parser puts around a product carries the name of its node, too: another shape, a sum with the bias.
+_NO_PRODUCT = frozenset(
+    {"reformat", "noop", "constant", "shuffle", "slice", "identity", "cast", "padding", "concat", "copy"}
+    | {"pointwise", "pointwisev2", "elementwise", "scale", "shape_call", "signal", "wait"}
+)
 # Generated kernels are named for what they do; these words are the products: __myl_CastMulCastFc.
 _PRODUCT = re.compile(r"Fc|Corr|Deco|Gemm")
 _FUSED = frozenset({"kgen", "fusion"})
@@ -84,7 +88,7 @@ def _multiplies(layer: Mapping[str, Any]) -> bool:
     kind = str(layer.get("LayerType", "")).lower()
     if kind == "kgen":
         return bool(_PRODUCT.search(f"{layer.get('Name', '')} {layer.get('TacticName', '')}"))
-    return kind not in _NO_ARITHMETIC
+    return kind not in _NO_PRODUCT
 
 
 def _shown(layer: Mapping[str, Any], asked: str | None) -> tuple[str | None, str]:

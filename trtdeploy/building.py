@@ -11,8 +11,18 @@ from trtdeploy.isolated_build import build_in_child
 from trtdeploy.ledger import Ledger
 from trtdeploy.model_precision import with_precision
 from trtdeploy.onnxgraph.finite_weights import require_finite_weights
-from trtdeploy.onnxgraph.source import keep_model, load_source
-from trtdeploy.plan import Manifest, Plan, RuntimeFacts, SourceFacts, is_manifest, manifest_path, write_plan
+from trtdeploy.onnxgraph.layers import left_in_float
+from trtdeploy.onnxgraph.source import SourceModel, keep_model, load_source
+from trtdeploy.plan import (
+    Manifest,
+    Plan,
+    PrecisionFacts,
+    RuntimeFacts,
+    SourceFacts,
+    is_manifest,
+    manifest_path,
+    write_plan,
+)
 from trtdeploy.real_inputs import InputSource, read_inputs
 from trtdeploy.runtimes import get_runtime
 from trtdeploy.runtimes.base import BuildProgress
@@ -63,7 +73,8 @@ def build(
     require_finite_weights(source.proto, str(source.path))
     summary = Ledger(ledger).summary() if ledger is not None else None
     real = read_inputs(inputs, source, config.profiles)
-    built = runtime.build(with_precision(source, config), config, real=real, progress=progress)
+    asking = with_precision(source, config)
+    built = runtime.build(asking, config, real=real, progress=progress)
     manifest = Manifest(
         trtdeploy_version=__version__,
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -73,7 +84,7 @@ def build(
         outputs=source.outputs,
         profiles=built.profiles,
         profile_values=built.profile_values,
-        precision=built.precision,
+        precision=_explained(built.precision, asking, config),
         tactic=built.tactic,
         plan_bytes=len(built.content),
         plan_sha256=sha256_bytes(built.content),
@@ -112,3 +123,11 @@ def _keep_files(output: str | Path, config: BuildConfig, model: str | Path, ledg
                 raise UsageError(
                     f"The {what} and the timing cache cannot both be {path}.", hint="Give one of them another name."
                 )
+
+
+def _explained(precision: PrecisionFacts, source: SourceModel, config: BuildConfig) -> PrecisionFacts:
+    """Return the facts with the reason why each layer is in float, unless all are meant to be."""
+    if config.implicit:
+        return precision.explained(dict.fromkeys(precision.layers, "its input has no dynamic range"))
+    has_pairs = any(node.op_type == "DequantizeLinear" for node in source.proto.graph.node)
+    return precision.explained(left_in_float(source.proto) if has_pairs else {})

@@ -58,7 +58,8 @@ def _inspect_plan(path: Path) -> dict[str, Any]:
     try:
         runtime = get_runtime(manifest.runtime.name)
         runtime.check(manifest, LoadOptions())
-        precision = runtime.precision_of(content, manifest, LoadOptions())
+        reasons = {name: layer.left_float for name, layer in precision.layers.items() if layer.left_float}
+        precision = runtime.precision_of(content, manifest, LoadOptions()).explained(reasons)
         obstacle = None
     except (PlanIncompatibleError, RuntimeUnavailableError) as error:
         obstacle = error.message

@@ -55,12 +55,14 @@ class LayerPrecision(_Part):
         quantized: Whether its input and weights both pass through Q/DQ, or have dynamic ranges.
         asked_for: The type that the model asks for: "int8", "fp8", "int4 weight-only" ...; None for float.
         runs_in: The type that it was shown to run in, "float32" among them; None where nothing shows it.
+        left_float: Why it is not quantized, in a network of which other layers are.
     """
 
     macs: int
     quantized: bool
     asked_for: str | None = None
     runs_in: str | None = None
+    left_float: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -153,6 +155,14 @@ class PrecisionFacts(_Part):
     def types(self) -> tuple[str, ...]:
         """Every type that is asked for or shown."""
         return tuple(dict.fromkeys((*self.asked_for, *self.runs_in)))
+
+    def explained(self, reasons: Mapping[str, str]) -> PrecisionFacts:
+        """Return the facts with the reasons why layers that are not quantized are in float, by name."""
+        layers = {
+            name: layer if layer.quantized else layer.model_copy(update={"left_float": reasons.get(name)})
+            for name, layer in self.layers.items()
+        }
+        return self.model_copy(update={"layers": layers})
 
     @property
     def shares(self) -> str:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from onnx_graphs import GraphMaker, save
+from typer.testing import CliRunner
 
 from trtdeploy.building import BuildConfig, build
+from trtdeploy.cli.main import app
 from trtdeploy.inspection import inspect_file
 from trtdeploy.onnxgraph.layers import count_quantized, left_in_float, weighted_layers
 from trtdeploy.onnxgraph.lint import lint
@@ -125,6 +127,31 @@ def test_what_is_left_in_float_is_named_with_its_reason(name: str, tmp_path: Pat
     assert left_in_float(model) == {"fc": reason}
     quantized = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
     assert inspect_file(save(model, tmp_path / "m.onnx"))["left_in_float"] == ({"fc": reason} if quantized else {})
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt-rtx"])
+def test_the_manifest_has_the_reason_of_each_layer_in_float(runtime: str, tmp_path: Path) -> None:
+    if runtime == "tensorrt-rtx":
+        pytest.importorskip("tensorrt_rtx")
+    g = GraphMaker()
+    g.nodes.append(helper.make_node("MatMul", ["x", own(g, 16, 8)], ["h"], name="first"))
+    g.nodes.append(helper.make_node("Gemm", [g.qdq("h"), g.weight(8, 8)], ["y"], name="second", transB=1))
+    path = save(g.model({"x": [4, 16]}, {"y": [4, 8]}), tmp_path / "m.onnx")
+    config = BuildConfig.model_validate(
+        {"runtime": runtime} | ({"timing_rounds": 1} if runtime == "onnxruntime" else {})
+    )
+    plan = build(path, tmp_path / "m.plan", config)
+    reasons = {"first": "neither its input nor its weights have Q/DQ", "second": None}
+    assert {name: layer.left_float for name, layer in plan.manifest.precision.layers.items()} == reasons
+    assert {
+        name: each["left_float"] for name, each in inspect_file(plan.path)["precision"]["layers"].items()
+    } == reasons
+    table = CliRunner().invoke(app, ["inspect", str(plan.path), "--layers"]).output
+    assert "neither its input nor its weights have Q/DQ" in table
+    floats = GraphMaker()
+    floats.node("MatMul", "x", own(floats, 16, 8), output="y")
+    plan = build(save(floats.model({"x": [4, 16]}, {"y": [4, 8]}), tmp_path / "f.onnx"), tmp_path / "f.plan", config)
+    assert [layer.left_float for layer in plan.manifest.precision.layers.values()] == [None]
 
 
 def test_recurrent_layers_are_layers() -> None:

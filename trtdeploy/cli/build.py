@@ -255,6 +255,11 @@ def _show(plan: Plan) -> None:
         typer.echo(f"  {name} was asked for in {precision.layers[name].asked_for}: {reason}")
     if len(fallbacks) > _SHOWN_LAYERS:
         typer.echo(f"  and {len(fallbacks) - _SHOWN_LAYERS} more: trtdeploy inspect {plan.path} --layers")
+    in_float = [(name, layer.left_float) for name, layer in precision.layers.items() if layer.left_float]
+    for name, reason in in_float[:_SHOWN_LAYERS]:
+        typer.echo(f"  {name} stays in float: {reason}")
+    if len(in_float) > _SHOWN_LAYERS:
+        typer.echo(f"  and {len(in_float) - _SHOWN_LAYERS} more: trtdeploy inspect {plan.path} --layers")
     if manifest.tactic is not None:
         origin = "timing cache" if manifest.tactic.cached else "measured now"
         for name, milliseconds in sorted(manifest.tactic.milliseconds.items(), key=lambda item: item[1]):

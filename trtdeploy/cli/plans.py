@@ -45,7 +45,8 @@ def inspect_command(
             return
         precision = facts.get("precision") or {}
         listed = precision.pop("layers", {})
-        reasons = {**precision.get("fallbacks", {}), **precision.get("unknown", {})}
+        in_float = {name: layer["left_float"] for name, layer in listed.items() if layer["left_float"]}
+        reasons = {**in_float, **precision.get("fallbacks", {}), **precision.get("unknown", {})}
         for kind in ("fallbacks", "unknown"):
             if precision.get(kind):
                 precision[kind] = f"{len(precision[kind])} of {len(listed)} layers; --layers says which and why"

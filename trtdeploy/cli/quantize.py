@@ -106,6 +106,7 @@ def quantize(
             f"{output}: {done.quantized_layers} of {counted(done.layers, 'layer')} and "
             f"{counted(done.activations, 'activation')} in INT8; {name} over {counted(facts['images'], 'sample')}; "
             f"SQNR of the outputs {_db(done.output_sqnr_db)}{_worst(done.worst_channel)}"
+            + (f" ({done.not_compared})" if done.not_compared else "")
         )
         if done.dev is not None:
             dev = done.dev

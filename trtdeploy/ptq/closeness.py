@@ -47,13 +47,14 @@ class Closeness:
     """How close the answers are.
 
     Attributes:
-        sqnr_db: Of all answers to all samples, with the float model's as signal; None where nothing differs, or where
-            another number of values is answered, as by a detector.
+        sqnr_db: Of all answers to all samples, with the float model's as signal; None where it has no finite value.
         worst: None where ``sqnr_db`` is, or where the answers have one channel.
+        why: Why ``sqnr_db`` is None.
     """
 
     sqnr_db: float | None
-    worst: WorstChannel | None
+    worst: WorstChannel | None = None
+    why: str = ""
 
 
 class _Powers:
@@ -102,16 +103,17 @@ def measure(
         GateError: The quantized model's answers are not finite where the float model's are, or hold nothing of them:
             the noise is as large as the signal, as if all answers were zero.
     """
-    whole = Witness(quantized)
-    if not answers.types:
+    outputs = {value.name for value in quantized.graph.output}
+    whole = Witness(quantized) if outputs - set(answers.types) else None  # what is not compared has to run, too
+    if whole is not None and not answers.types:
         whole(next(iter(batches)))
-        return Closeness(None, None)
+        return Closeness(None, why="no output is float, nor is what leads to one")
     run, run_quantized = answers.witness(float_model), answers.witness(quantized)
     powers: dict[str, _Powers] = {}
     comparable = True
     graph = Graph(float_model.graph)
     for place, batch in enumerate(batches):
-        if place == 0:
+        if place == 0 and whole is not None:
             whole(batch)
         expected, answered = run(batch), run_quantized(batch)
         require_numbers(answers, expected)
@@ -122,10 +124,10 @@ def measure(
             _require_finite(name, one, other)
             powers.setdefault(name, _Powers(_channel_axis(graph, name, one.shape))).add(one, other)
     if not comparable:
-        return Closeness(None, None)
+        return Closeness(None, why="another number of values is answered")
     signal, noise = (sum(getattr(each, kind) for each in powers.values()) for kind in ("signal", "noise"))
     if not noise:
-        return Closeness(None, None)
+        return Closeness(None, why="no answer differs")
     found = 10 * math.log10(signal / noise) if signal else -math.inf
     if round(found, 1) <= 0:
         raise GateError(
@@ -145,20 +147,21 @@ def require_numbers(answers: Answers, expected: Iterable[Array]) -> None:
     """Refuse answers of a float model with which nothing can be compared.
 
     Raises:
-        QuantizationError: One of them is NaN.
+        QuantizationError: One of them is NaN, or all of an output are infinite.
     """
     for name, values in zip(answers.types, expected, strict=True):
         broken = int(np.isnan(values).sum())
-        if broken:
+        if broken or (values.size and not np.isfinite(values).any()):
+            what = f"NaN: {broken} of {values.size} values" if broken else f"nothing finite: all {values.size} values"
             raise QuantizationError(
-                f"The float model answers NaN: {broken} of {values.size} values of {name!r}, so that nothing says what "
-                "the quantized model has to compute. Nothing is written.",
+                f"The float model answers {what} of {name!r}, so that nothing says what the quantized model has to "
+                "compute. Nothing is written.",
                 hint="Run the float model on these samples first; a sample may be one that it was not made for.",
             )
 
 
 def _require_finite(name: str, expected: Array, answered: Array) -> None:
-    broken = int((np.isfinite(expected) & ~np.isfinite(answered)).sum())
+    broken = int(((np.isfinite(expected) & ~np.isfinite(answered)) | np.isnan(answered)).sum())
     if broken:
         raise GateError(
             f"The INT8 model answers NaN or infinity where the float model does not: {broken} of {answered.size} "

@@ -70,6 +70,7 @@ class Quantized:
         output_sqnr_db: Signal to quantization noise of the answers (see ``answers``) to all samples; None where it is
             infinite or not defined.
         worst_channel: The channel of an answer that differs most; see ``closeness``.
+        not_compared: Why ``output_sqnr_db`` is None.
         dev: Scores, where the data has labels that the model knows.
     """
 
@@ -81,6 +82,7 @@ class Quantized:
     calibration: dict[str, Any]
     output_sqnr_db: float | None
     worst_channel: WorstChannel | None
+    not_compared: str
     dev: DevScore | None
 
     def as_json(self) -> dict[str, Any]:
@@ -202,6 +204,7 @@ def quantize(
         calibration=calibration,
         output_sqnr_db=close.sqnr_db,
         worst_channel=close.worst,
+        not_compared=close.why,
         dev=dev,
     )
 

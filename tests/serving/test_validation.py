@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -483,8 +483,19 @@ def test_images_of_another_size_end_with_exit_code_2(qdq_plan: Plan, tmp_path: P
 def test_a_model_that_answers_nan_ends_with_exit_code_2_and_records_nothing(qdq_onnx: Path, tmp_path: Path) -> None:
     model = onnx.load(qdq_onnx)
     model.graph.node[-1].output[0] = "finite"
-    model.graph.node.append(helper.make_node("Sub", ["finite", "finite"], ["zero"]))
-    model.graph.node.append(helper.make_node("Div", ["finite", "zero"], ["logits"]))
+    # finite on the random numbers of a build; 0 / 0 where the first two pixels are alike, as on images
+    for name, indices in (("first", 0), ("left", [0]), ("right", [1])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(indices), name))
+    for op, reads, made, axis in (
+        ("Gather", ["input", "first"], "plane", {"axis": 1}),
+        ("Gather", ["plane", "first"], "row", {"axis": 1}),
+        ("Gather", ["row", "left"], "one", {"axis": 1}),
+        ("Gather", ["row", "right"], "other", {"axis": 1}),
+        ("Sub", ["one", "other"], "slope", {}),
+        ("Mul", ["finite", "slope"], "sloped", {}),
+        ("Div", ["sloped", "slope"], "logits", {}),
+    ):
+        model.graph.node.append(helper.make_node(op, reads, [made], **axis))
     onnx.save(model, tmp_path / "nan.onnx")
     plan = build(tmp_path / "nan.onnx", tmp_path / "nan.plan", BuildConfig(timing_rounds=1))
     done = run("--plan", plan.path, "--ledger", tmp_path / "ledger.json", "--batch-size", 32)

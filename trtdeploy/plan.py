@@ -79,12 +79,12 @@ class PrecisionFacts(_Part):
     Attributes:
         weighted_layers: Convolutions and matrix products with constant weights.
         quantized_layers: Those among them whose input and weights both pass through Q/DQ.
-        integer_kernels: Kernels of the plan that compute in integers; None where the runtime cannot be asked here.
+        integer_kernels: Kernels of the plan that compute in integers; None where the runtime does not say.
         asked_for: Percent of the multiply-accumulates that the model asks for in each type; the rest is float.
         runs_in: Percent of the multiply-accumulates that was shown to run in each type.
         unknown_percent: Percent of the multiply-accumulates that nothing shows; None where none were counted.
-        evidence: Who says so: "engine inspector", "kernel names" (what the plan lists), "parsed network" (which shows
-            nothing of the plan) or "optimized graph".
+        evidence: Where that comes from: "engine inspector", "kernel names" (what the plan lists), "parsed network"
+            (which shows nothing of the plan) or "optimized graph".
         reformats: Layers that only convert data between types and layouts.
         fallbacks: Quantized layers that are shown not to run in their type, and why.
         unknown: Layers that nothing shows the type of, and why.

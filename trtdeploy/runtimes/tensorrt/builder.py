@@ -99,7 +99,7 @@ def _build(
     layers = _weighted_layers(source, profiles)
     if config.implicit:
         layers = set_dynamic_ranges(bindings, network, builder_config, config, layers)
-    from_network = facts_from_network(network, layers, why=target.obstacle or "it could not be asked.")
+    from_network = facts_from_network(network, layers, why=target.obstacle or "it could not be inspected.")
     if not config.implicit:
         require_int8(from_network, model=str(source.path))
     monitor = make_monitor(bindings.trt, progress, cancellation)
@@ -214,7 +214,7 @@ def _weighted_layers(source: SourceModel, profiles: Profiles) -> WeightedLayers:
 
 
 def _shown(bindings: Bindings, content: bytes, layers: WeightedLayers, target: Target) -> PrecisionFacts | None:
-    """Return what the plan is shown to run in: by its engine, or, where that cannot be asked, by its kernels."""
+    """Return what the plan is shown to run in: by its engine, or, where that cannot be loaded, by its kernels."""
     why = target.obstacle
     if why is None:
         try:
@@ -222,4 +222,4 @@ def _shown(bindings: Bindings, content: bytes, layers: WeightedLayers, target: T
             return ask_plan(bindings, content, layers, LoadOptions(host_code_allowed=True))
         except PlanError as error:
             why = error.message
-    return facts_from_kernels(content, layers, why=f"The engine could not be asked: {why}")
+    return facts_from_kernels(content, layers, why=f"The engine could not be inspected: {why}")

@@ -1,7 +1,7 @@
 """Proof of precision: what each layer of a plan runs in, by the best evidence there is.
 
-The engine's inspector where the engine can be asked, else the kernels that the plan lists, else what the parsed network
-asks for, which shows nothing of the plan.
+The engine's inspector where the engine can be loaded, else the kernels that the plan lists, else what the parsed
+network asks for, which shows nothing of the plan.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def inspect_engine(bindings: Bindings, engine: tensorrt.ICudaEngine, layers: Wei
 
 
 def facts_from_network(network: tensorrt.INetworkDefinition, layers: WeightedLayers, *, why: str) -> PrecisionFacts:
-    """Say what the parsed network asks for, where there is no engine to ask.
+    """Say what the parsed network asks for, where there is no engine to inspect.
 
     Args:
         network: As the parser left it.
         layers: The weighted layers of the model.
-        why: Why the engine cannot be asked.
+        why: Why the engine cannot be inspected.
     """
     made_by = _makers(network)
     found: set[str] = set()

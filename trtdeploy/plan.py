@@ -55,7 +55,7 @@ class LayerPrecision(_Part):
         quantized: Whether its input and weights both pass through Q/DQ, or have dynamic ranges.
         asked_for: The type that the model asks for: "int8", "fp8", "int4 weight-only" ...; None for float.
         runs_in: The type that it was shown to run in, "float32" among them; None where nothing shows it.
-        left_float: Why it is not quantized, in a network of which other layers are.
+        left_float: Why nothing but float is asked of it, in a network of which other layers are.
     """
 
     macs: int
@@ -157,9 +157,9 @@ class PrecisionFacts(_Part):
         return tuple(dict.fromkeys((*self.asked_for, *self.runs_in)))
 
     def explained(self, reasons: Mapping[str, str]) -> PrecisionFacts:
-        """Return the facts with the reasons why layers that are not quantized are in float, by name."""
+        """Return the facts with the reasons why layers are in float that nothing else is asked of, by name."""
         layers = {
-            name: layer if layer.quantized else layer.model_copy(update={"left_float": reasons.get(name)})
+            name: layer if layer.asked_for else layer.model_copy(update={"left_float": reasons.get(name)})
             for name, layer in self.layers.items()
         }
         return self.model_copy(update={"layers": layers})

@@ -128,6 +128,7 @@ def test_manifest_and_inspect_name_the_type(kind: str, tmp_path: Path) -> None:
     assert precision.asked_for == {kind: 100.0}
     assert precision.layers["fc"].asked_for == kind
     assert precision.layers["fc"].macs == K * N
+    assert precision.layers["fc"].left_float is None
     assert inspect_file(tmp_path / "m.plan")["precision"]["asked_for"] == {kind: 100.0}
     # what is shown is shown of the kernel that was built, and the rest is unknown
     assert sum(precision.runs_in.values()) + (precision.unknown_percent or 0) == 100.0

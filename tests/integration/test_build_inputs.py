@@ -13,8 +13,9 @@ from onnx_graphs import GraphMaker, Size, save
 
 from trtdeploy.building import BuildConfig, InputSource, build
 from trtdeploy.engine import Engine
-from trtdeploy.errors import DataError, ModelError, UsageError
+from trtdeploy.errors import DataError, ModelError, QuantizationError, UsageError
 from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.runtimes.trial_inputs import trial_inputs
 from trtdeploy.tensors import Array, ShapeRange
 
@@ -215,3 +216,37 @@ def test_what_is_the_same_in_every_run_is_given_apart(tmp_path: Path) -> None:
         {"audio": (1, 6), "rate": ()},
         "1 of 2 samples of audio.npy, rate=16000",
     )
+
+
+def recurrent(folder: Path) -> Path:
+    """Write a step of a recurrent network: the size of the batch lies in its state, too."""
+    g = GraphMaker(quantized=False)
+    last = g.node("Gather", "state", g.constant(np.int64(0)), axis=0)
+    both = g.node("Concat", "x", last, axis=1)
+    g.node("Gemm", both, g.weight(3, 8), transB=1, output="y")
+    return save(g.model({"x": ["n", 4], "state": [2, "n", 4]}, {"y": ["n", 3]}), folder / "step.onnx")
+
+
+def test_a_state_that_is_given_for_one_is_measured_for_one(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32))
+    options = PtqOptions(method="max", fixed=("state=0",), batch_size=1)
+    done = quantize(recurrent(tmp_path), tmp_path / "q.onnx", str(tmp_path / "x.npy"), options)
+    assert done.quantized_layers == 1
+    real = InputSource(data=str(tmp_path / "x.npy"), fixed=("state=0",))
+    build(tmp_path / "q.onnx", tmp_path / "q.plan", QUICK, inputs=real)
+    assert measured(tmp_path / "q.plan")[0] == {"x": (1, 4), "state": (2, 1, 4)}
+    profile = {"x": ShapeRange(min=(1, 4), opt=(4, 4), max=(8, 4))}
+    with pytest.raises(ModelError, match=r"x=4x4, state=2x1x4"):
+        build(tmp_path / "q.onnx", tmp_path / "q.plan", QUICK.model_copy(update={"profiles": (profile,)}), inputs=real)
+
+
+def test_layers_in_branches_are_named_where_nothing_else_can_be_quantized(tmp_path: Path) -> None:
+    g = GraphMaker(quantized=False)
+    value = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    inner = helper.make_graph([helper.make_node("MatMul", ["x", g.weight(4, 3)], ["z"])], "a", [], [value])
+    g.node("If", "flag", then_branch=inner, else_branch=inner, output="y")
+    model = typed(g.model({"x": ["n", 4], "flag": []}, {"y": ["n", 3]}), flag=TensorProto.BOOL)
+    np.save(tmp_path / "x.npy", np.ones((4, 4), np.float32))
+    options = PtqOptions(method="max", fixed=("flag=true",))
+    with pytest.raises(QuantizationError, match="2 layers in the branches of If y cannot be reached"):
+        quantize(save(model, tmp_path / "m.onnx"), tmp_path / "q.onnx", str(tmp_path / "x.npy"), options)

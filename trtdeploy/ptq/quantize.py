@@ -13,6 +13,7 @@ import onnx
 from onnx import version_converter
 
 from trtdeploy.calibration import AbsHistogram, amax_of
+from trtdeploy.counting import counted
 from trtdeploy.errors import DataError, InferenceError, ModelError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, evaluate, map_labels
 from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
@@ -21,7 +22,7 @@ from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
 from trtdeploy.onnxgraph.layers import count_quantized
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites
-from trtdeploy.onnxgraph.qdq import Graph, node_name, opset_version
+from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, node_name, opset_version
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in
 from trtdeploy.onnxgraph.quantization_check import require_quantization
 from trtdeploy.onnxgraph.ranges_to_qdq import (
@@ -243,11 +244,27 @@ def _quantizable(model: onnx.ModelProto, sites: list[Wanted]) -> list[Wanted]:
                 raise ModelError(f"The weights {wanted.tensor!r} are not finite.")
     kept = [wanted for wanted in sites if wanted.site[0] not in left]
     if not any(wanted.reason == "weight" for wanted in kept):
+        hidden = _in_branches(model.graph)
         raise QuantizationError(
             "Nothing in the model can be quantized: no Conv, ConvTranspose, Gemm or MatMul has constant float32 "
-            "weights, or --skip leaves none."
+            "weights, or --skip leaves none.",
+            hint=f"{counted(sum(hidden.values()), 'layer')} in the branches of {', '.join(hidden)} cannot be reached: "
+            "quantize an export of the one case that is served."
+            if hidden
+            else None,
         )
     return kept
+
+
+def _in_branches(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return how many ops with weights lie in the branches or the body of each If, Loop and Scan that has such."""
+
+    def inside(node: onnx.NodeProto) -> int:
+        bodies = [entry.g for entry in node.attribute if entry.HasField("g")]
+        return sum(each.op_type in WEIGHTED_OPS or inside(each) for body in bodies for each in body.node)
+
+    found = {f"{node.op_type} {node_name(node)}": inside(node) for node in graph.node}
+    return {name: layers for name, layers in found.items() if layers}
 
 
 def _key(wanted: Wanted) -> str:

@@ -116,8 +116,16 @@ def _compile(
     tactics = tactics_for(quantized)
     inputs = trial.arrays
     try:
-        reference = Witness(source.proto)(inputs)
-    except (ModelError, InferenceError) as error:
+        witness = Witness(source.proto)
+    except ModelError as error:
+        title = f"ONNX Runtime {onnxruntime.__version__}"
+        raise ModelError(
+            f"{title} cannot run {source.path}: {error.message}",
+            hint=error.hint or "An opset too old or too new is converted by onnx.version_converter.",
+        ) from error
+    try:
+        reference = witness(inputs)
+    except InferenceError as error:
         raise _cannot_run(source, trial, error.message) from error
     _require_numbers(source, trial, reference)
     if trial.assumed:

@@ -165,10 +165,23 @@ def _compile(
             f"{title} could not build {source.path}: {capture.errors[-1] if capture.errors else 'it gives no reason'}",
             hint="A kernel found too little scratch memory: raise or leave out --workspace-mib, or lower the batch."
             if capture.mentions("OutOfMemory") or capture.mentions("workspace")
-            else "Try other --shape ranges or fewer options; more is in the log below.",
+            else f"{_control_flow(source)}Try other --shape ranges or fewer options; more is in the log below.",
             log_lines=capture.lines,
         )
     return bytes(serialized)
+
+
+def _control_flow(source: SourceModel) -> str:
+    """Return advice on branches and loops, on which builders fail by an assertion of their own; empty without such."""
+    nodes = [
+        f"{node.op_type} {node.name}" for node in source.proto.graph.node if node.op_type in ("If", "Loop", "Scan")
+    ]
+    if not nodes:
+        return ""
+    return (
+        f"The model has branches or loops ({', '.join(nodes[:3])}), which not every builder takes: export the one case "
+        "that is served, or build with --runtime onnxruntime. "
+    )
 
 
 def _attach_timing_cache(

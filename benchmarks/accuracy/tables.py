@@ -25,10 +25,12 @@ What INT8 costs, measured. Every table is rendered from the JSON that one comman
 def render(results: Path = RESULTS) -> str:
     """Return the page for the results that are there, in the order of ``ORDER``."""
     found = [results / f"{name}.json" for name in ORDER if (results / f"{name}.json").exists()]
-    return "\n".join([_INTRODUCTION, *("\n".join(_section(json.loads(path.read_text()))) for path in found)])
+    sections = (section(json.loads(path.read_text()), "benchmarks.accuracy") for path in found)
+    return "\n".join([_INTRODUCTION, *("\n".join(lines) for lines in sections)])
 
 
-def _section(result: dict[str, Any]) -> Iterator[str]:
+def section(result: dict[str, Any], package: str) -> Iterator[str]:
+    """Yield the lines of a result's tables and of what made them, a module of ``package``."""
     name, machine = result["benchmark"], result["machine"]
     for table in result["tables"]:
         yield f"## {table['title']}\n"
@@ -40,7 +42,7 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             yield f"{table['note']}\n"
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     yield (
-        f"`python -m benchmarks.accuracy.{name}`, {result['date']}, "
+        f"`python -m {package}.{name}`, {result['date']}, "
         f"{machine['cores']} cores of {machine['processor']}; "
         f"{versions}.\n"
     )

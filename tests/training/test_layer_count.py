@@ -111,6 +111,25 @@ def test_control_flow_on_the_values_of_data_is_told_from_control_flow_on_shapes(
     assert count_layers(OnShapes(), IMAGES).decides_by_values == ()
 
 
+def test_in_inference_an_encoder_of_torch_computes_with_its_quantized_layers():
+    """Its fast path would read the weights past them."""
+    torch.manual_seed(0)
+    network = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1).eval()
+    tokens = torch.randn(4, 6, 16)
+    quantized = quantize(network, example=tokens[:1])
+    with observing_inputs(quantized) as collected:
+        quantized(tokens)
+    fix_ranges(quantized, collected)
+    assert set(count_layers(quantized, tokens).quantized) == {"layers.0.linear1", "layers.0.linear2"}
+    with_gradients = quantized(tokens).detach()  # where the fast path is never taken
+    with torch.inference_mode():
+        found = quantized(tokens)
+        with quantizers_off(quantized):
+            exact = quantized(tokens)
+    assert (found - exact).abs().max() > 1e-3
+    assert (found - with_gradients).abs().mean() < 0.1 * (with_gradients - exact).abs().mean()
+
+
 def test_a_parametrized_layer_is_quantized_on_the_weight_that_it_computes():
     torch.manual_seed(0)
     network, images = parametrized(10).eval(), torch.randn(2, 3, 16, 16)

@@ -36,7 +36,7 @@ _PRODUCTS = {
     "_trilinear": "a matrix product",
     "mkldnn_rnn_layer": "a recurrent layer",
 }
-_READS_A_VALUE = {"_local_scalar_dense", "is_nonzero", "nonzero"}
+_READS_A_VALUE = {"_local_scalar_dense", "is_nonzero"}
 _NOT_RUN = "it does not run in evaluation"
 _IDLE = "it never ran on the calibration data"
 _BY_SKIP = "--skip"

@@ -266,8 +266,9 @@ class Manifest(_Part):
 
     @property
     def best_served(self) -> dict[str, tuple[int, ...]]:
-        """The shapes that the first profile serves best, by input; none where there are no profiles."""
-        return {name: shapes.opt for profile in self.profiles[:1] for name, shapes in profile.items()}
+        """The shapes that the first profile serves best, or else those that the build measured, by input."""
+        measured = self.tactic.shapes if self.tactic is not None else {}
+        return {**measured, **{name: each.opt for profile in self.profiles[:1] for name, each in profile.items()}}
 
     def shapes_of_batch(self, batch: int) -> dict[str, list[int]]:
         """Return input shapes with this batch; other dynamic dimensions are those that are best served, else 1.

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_graphs import GraphMaker, Size, save
 
+from trtdeploy.benchmark import bench
 from trtdeploy.building import BuildConfig, InputSource, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, ModelError, QuantizationError, UsageError
@@ -250,3 +251,11 @@ def test_layers_in_branches_are_named_where_nothing_else_can_be_quantized(tmp_pa
     options = PtqOptions(method="max", fixed=("flag=true",))
     with pytest.raises(QuantizationError, match="2 layers in the branches of If y cannot be reached"):
         quantize(save(model, tmp_path / "m.onnx"), tmp_path / "q.onnx", str(tmp_path / "x.npy"), options)
+
+
+def test_a_plan_is_benchmarked_in_the_sizes_that_were_measured(tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).standard_normal((3, 3, 32, 48)).astype(np.float32))
+    plan = build(pyramid(tmp_path), tmp_path / "p.plan", QUICK, inputs=InputSource(data=str(tmp_path / "image.npy")))
+    assert plan.manifest.shapes_of_batch(5) == {"image": [5, 3, 32, 48]}
+    (point,) = bench(plan.path, batches=[2], contexts=[1], warm_up_s=0, duration_s=0.05)
+    assert point.batch == 2

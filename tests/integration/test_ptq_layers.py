@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
 from onnx_graphs import GraphMaker, as_exported, save
+from typer.testing import CliRunner
 
 from trtdeploy.building import BuildConfig, build
+from trtdeploy.cli.main import app
+from trtdeploy.errors import QuantizationError
 from trtdeploy.lint_file import lint_file
 from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.statistics import sqnr_db
@@ -90,3 +94,46 @@ def test_layers_in_local_functions_are_quantized(tmp_path: Path) -> None:
     model.opset_import.append(helper.make_opsetid("own", 1))
     done = quantized(model, {"x": RNG.standard_normal((16, 16)).astype(np.float32)}, tmp_path)
     assert (done.quantized_layers, done.layers) == (3, 3)
+
+
+def mixed(g: GraphMaker) -> onnx.ModelProto:
+    """A layer to quantize, one to skip, one in FP16, an Einsum and an LSTM."""
+    x = g.node("MatMul", "x", g.constant(values(16, 16)), name="kept")
+    x = g.node("MatMul", x, g.constant(values(16, 16)), name="skipped")
+    half = g.node("Cast", x, to=TensorProto.FLOAT16)
+    half = g.node("MatMul", half, g.constant(values(16, 16).astype(np.float16)), name="half")
+    x = g.node("Cast", half, to=TensorProto.FLOAT)
+    x = g.node("Einsum", x, g.constant(values(16, 16)), equation="bnk,ko->bno", name="einsum")
+    g.nodes.append(
+        helper.make_node(
+            "LSTM", [x, g.constant(values(1, 12, 16)), g.constant(values(1, 12, 3))], ["y"], hidden_size=3, name="lstm"
+        )
+    )
+    return g.model({"x": ["n", 6, 16]}, {"y": ["n", 1, 6, 3]})
+
+
+REASONS = {
+    "skipped": "--skip names it",
+    "half": "its weights are FLOAT16, not float32",
+    "einsum": "Einsum has no explicit INT8",
+    "lstm": "LSTM has no explicit INT8",
+}
+
+
+def test_what_stays_in_float_is_named_with_its_reason(tmp_path: Path) -> None:
+    model = mixed(GraphMaker(quantized=False))
+    done = quantized(model, {"x": RNG.standard_normal((16, 6, 16)).astype(np.float32)}, tmp_path, "skip*")
+    assert (done.quantized_layers, done.layers) == (1, 5)
+    assert done.left_float == REASONS
+    command = ["quantize", str(tmp_path / "f.onnx"), "-o", str(tmp_path / "again.onnx"), "--skip", "skip*"]
+    result = CliRunner().invoke(app, [*command, "--data", str(tmp_path / "samples.npz"), "--method", "max"])
+    assert result.exit_code == 0, result.output
+    for name, reason in REASONS.items():
+        assert f"{name} stays in float: {reason}" in result.output
+
+
+def test_a_model_of_which_nothing_can_be_quantized_is_refused_with_every_reason(tmp_path: Path) -> None:
+    g = GraphMaker(quantized=False)
+    g.node("Einsum", "x", g.constant(values(16, 8)), equation="nk,ko->no", output="y", name="einsum")
+    with pytest.raises(QuantizationError, match="einsum stays in float: Einsum has no explicit INT8"):
+        quantized(g.model({"x": ["n", 16]}, {"y": ["n", 8]}), {"x": values(8, 16)}, tmp_path)

@@ -108,6 +108,8 @@ def quantize(
             f"SQNR of the outputs {_db(done.output_sqnr_db)}{_worst(done.worst_channel)}"
             + (f" ({done.not_compared})" if done.not_compared else "")
         )
+        for layer, reason in done.left_float.items():
+            typer.echo(f"{layer} stays in float: {reason}")
         if done.dev is not None:
             dev = done.dev
             typer.echo(

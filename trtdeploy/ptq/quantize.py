@@ -38,6 +38,7 @@ from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.ptq.answers import answers_of
 from trtdeploy.ptq.choice import Candidate, Score, best_of, score_candidates
 from trtdeploy.ptq.closeness import WorstChannel, measure
+from trtdeploy.ptq.in_float import left_in_float
 from trtdeploy.ptq.observe import Observer
 from trtdeploy.ptq.options import PtqOptions
 from trtdeploy.ptq.parting import Parts
@@ -67,6 +68,7 @@ class Quantized:
         layers: Layers with constant weights.
         quantized_layers: Those of them that Q/DQ quantizes.
         activations: Quantized activation tensors.
+        left_float: Why a layer with constant weights is not quantized, by its name.
         calibration: What the file's metadata says about calibration.
         output_sqnr_db: Signal to quantization noise of the answers (see ``answers``) to all samples; None where it is
             infinite or not defined.
@@ -80,6 +82,7 @@ class Quantized:
     layers: int
     quantized_layers: int
     activations: int
+    left_float: dict[str, str]
     calibration: dict[str, Any]
     output_sqnr_db: float | None
     worst_channel: WorstChannel | None
@@ -133,7 +136,7 @@ def quantize(
     preprocessing = source.preprocessing or preprocessing
     float_model = _prepared(source.proto)
     wanted = float32_sites(float_model, wanted_sites(float_model, target=options.target))
-    sites = _quantizable(float_model, _not_skipped(float_model, wanted, options.skip))
+    sites = _quantizable(float_model, _not_skipped(float_model, wanted, options.skip), options.skip)
     answers = answers_of(float_model)
     fixed = parse_fixed(options.fixed, source.inputs)
     with open_samples(data, source.inputs, preprocessing, split_seed=options.split_seed, fixed=fixed) as opened:
@@ -202,6 +205,7 @@ def quantize(
         layers=layers.weighted_layers,
         quantized_layers=layers.quantized_layers,
         activations=len(keys),
+        left_float=left_in_float(quantized, options.skip),
         calibration=calibration,
         output_sqnr_db=close.sqnr_db,
         worst_channel=close.worst,
@@ -231,7 +235,7 @@ def _not_skipped(model: onnx.ModelProto, sites: list[Wanted], skip: tuple[str, .
     return [wanted for wanted in sites if not matches_any(names[wanted.site[0]], skip)]
 
 
-def _quantizable(model: onnx.ModelProto, sites: list[Wanted]) -> list[Wanted]:
+def _quantizable(model: onnx.ModelProto, sites: list[Wanted], skip: tuple[str, ...]) -> list[Wanted]:
     """Leave out layers whose weights are not float32: their input stays in float too."""
     graph = Graph(model.graph)
     left: set[str] = set()
@@ -247,7 +251,8 @@ def _quantizable(model: onnx.ModelProto, sites: list[Wanted]) -> list[Wanted]:
         hidden = _in_branches(model.graph)
         raise QuantizationError(
             "Nothing in the model can be quantized: no Conv, ConvTranspose, Gemm or MatMul has constant float32 "
-            "weights, or --skip leaves none.",
+            "weights, or --skip leaves none."
+            + "".join(f"\n  {name} stays in float: {why}" for name, why in left_in_float(model, skip).items()),
             hint=f"{counted(sum(hidden.values()), 'layer')} in the branches of {', '.join(hidden)} cannot be reached: "
             "quantize an export of the one case that is served."
             if hidden

@@ -92,6 +92,21 @@ def test_a_weight_that_two_layers_share_and_one_that_runs_twice_count_as_their_m
     assert counted(nn.Sequential(shared, nn.ReLU(), shared, twin)) == ({"0", "3"}, {})
 
 
+def test_a_weight_that_a_function_multiplies_with_is_one_layer_under_two_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.layer, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, ids):
+            return nn.functional.linear(self.layer(self.words(ids)), self.words.weight)
+
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    count = count_layers(quantize(Tied().eval(), example=ids), ids)
+    assert (count.quantized, [layer.name for layer in count.in_float]) == (("layer",), ["words"])
+
+
 def test_where_nothing_can_be_quantized_the_error_names_each_layer():
     with pytest.raises(QuantizationError, match="no layer that could be quantized") as caught:
         quantize(only_functions(10), example=IMAGES)

@@ -284,6 +284,8 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(tmp_path):
         prepare(Encoder(), {"idx": torch.zeros(1, 4)})
     with pytest.raises(UsageError, match="does not take these inputs"):
         prepare(Segmenter(), (IMAGES[0], IMAGES[1]))
+    with pytest.raises(UsageError, match=r"cannot run on the example inputs \(\[2, 5\]\)"):
+        prepare(Segmenter(), torch.zeros(2, 5))
     calibrate(model, IMAGES)
     with pytest.raises(UsageError, match="3 labels"):
         export(model, path, IMAGES[0], labels=["a", "b", "c"])

@@ -77,7 +77,7 @@ class LayerCount(BaseModel):
         lines = [f"{len(self.quantized)} of {self.total} layers with weights in INT8"]
         by_reason: dict[str, list[str]] = {}
         for layer in self.in_float:
-            by_reason.setdefault(layer.reason, []).append(layer.name)
+            by_reason.setdefault(layer.reason, []).append(layer.name or "the network")
         lines += [f"  in float: {', '.join(names)} ({reason})" for reason, names in by_reason.items()]
         if self.decides_by_values:
             named = ", ".join(name or "the network" for name in self.decides_by_values)
@@ -111,6 +111,8 @@ def count_layers(model: nn.Module, *example: Any, spec: QuantizationSpec | None 
     for module, name in names.items():
         if not isinstance(module, WEIGHTED) or name in quantized or name in in_float:
             continue
+        if id(getattr(module, "weight", None)) in watch.multiplied:
+            continue  # another layer, or a function, computes with its weight
         if isinstance(module, QuantizedLayer) and not module.idle:
             quantized.append(name)  # it runs on other data
         else:
@@ -146,13 +148,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __i
         self._kept: list[Tensor] = []  # until the end, so that no two tensors have one identity
         self._data: set[int] = set()
         self._parameters: dict[int, frozenset[str]] = {}
+        self._identity: dict[str, int] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._keep(tensor)
             self._parameters[id(tensor)] = frozenset((name,))
+            self._identity[name] = id(tensor)
         for leaf in tree_leaves(example):
             if isinstance(leaf, Tensor):
                 self._keep(leaf)
                 self._data.add(id(leaf))
+        self.multiplied: set[int] = set()
         self.quantized: dict[str, None] = {}
         self.in_float: dict[str, str] = {}
         self.decides: dict[str, None] = {}
@@ -210,6 +215,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __i
 
     def _note(self, operation: str, parameters: frozenset[str]) -> None:
         """Note one operation of the innermost module that runs, on a weight that is made of these parameters."""
+        self.multiplied.update(self._identity[name] for name in parameters)
         owner = self._owner()
         module = self._model.get_submodule(owner)
         if isinstance(module, QuantizedLayer) and not module.idle:

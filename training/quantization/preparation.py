@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from training.quantization.arguments import Inputs, as_arguments
+from training.quantization.arguments import Inputs, as_arguments, tensors_in
 from training.quantization.insertion import quantize, quantized_layers
 from training.quantization.layers import QuantizedLayer
 from training.quantization.spec import QuantizationSpec
+from trtdeploy.errors import UsageError
 
 
 def prepare(network: nn.Module, example_inputs: Inputs, spec: QuantizationSpec | None = None) -> nn.Module:
@@ -33,13 +36,32 @@ def prepare(network: nn.Module, example_inputs: Inputs, spec: QuantizationSpec |
 
     Raises:
         QuantizationError: There is nothing to quantize.
-        UsageError: A pattern of ``spec.skip`` matches no layer, or the forward does not take the inputs.
+        UsageError: A pattern of ``spec.skip`` matches no layer, or the network cannot run on the inputs.
     """
-    prepared = quantize(network, spec, example=as_arguments(network, example_inputs))
+    arguments = as_arguments(network, example_inputs)
+    _require_it_runs(network, arguments)
+    prepared = quantize(network, spec, example=arguments)
     for layer in quantized_layers(prepared):
         layer.follows = True
     prepared._register_load_state_dict_pre_hook(_leave_idle_in_float, with_module=True)  # type: ignore[no-untyped-call]
     return prepared
+
+
+def _require_it_runs(network: nn.Module, arguments: tuple[Any, ...]) -> None:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(*tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments))
+    except Exception as error:  # a user's forward may fail in any way
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(arguments))
+        raise UsageError(
+            f"{type(network).__name__} cannot run on the example inputs ({shapes}): {type(error).__name__}: {error}.",
+            hint="Give inputs as the network takes them, on the device where its weights are.",
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _leave_idle_in_float(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:

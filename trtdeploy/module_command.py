@@ -8,7 +8,7 @@ from pathlib import Path
 # ``python -m`` searches the current folder first: a user's own training.py or trtdeploy.py there would be run instead.
 # Where ours lie is searched last, so that nothing installed beside them can stand for a module of Python.
 _RUN = (
-    "import sys; del sys.path[0]; sys.path.append(sys.argv.pop(1)); "
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)]; "
     "import runpy; runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
 

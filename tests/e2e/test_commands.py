@@ -36,6 +36,7 @@ COMMANDS = [
         "validate",
         "load",
     ),
+    "train",
     "ledger",
     *("publish", "promote", "rollback", "versions", "prune", "check"),
 ]
@@ -81,6 +82,11 @@ def test_help_explains_every_option(command: str) -> None:
         assert all("--json" in invoke(command, name, "--help").stdout for name in ("show", "merge"))
     elif command == "ledger":
         assert all("--json" in invoke(command, name, "--help").stdout for name in ("show", "diff"))
+    elif command == "train":
+        for name in ("fit", "calibrate", "qat", "export", "evaluate", "sensitivity", "auto"):
+            explained = invoke(command, name, "--help")
+            assert explained.exit_code == 0
+            assert explained.stdout == invoke(command, name, "-h").stdout
     elif command != "quickstart":  # which has a folder and a table of its own
         assert "--json" in done.stdout
     assert done.stdout == invoke(command, "-h").stdout

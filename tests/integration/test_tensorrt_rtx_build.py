@@ -349,7 +349,7 @@ class TestIsolation:
 
     def test_its_crash_is_an_error_here(self, block: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "sitecustomize.py").write_text(
-            "import os, sys\nif 'trtdeploy.isolated_build' in sys.orig_argv: os.kill(os.getpid(), 11)\n"
+            "import os, sys\nif 'trtdeploy.build_worker' in sys.orig_argv: os.kill(os.getpid(), 11)\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         with pytest.raises(BuildError, match="SIGSEGV"):

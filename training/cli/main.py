@@ -35,6 +35,7 @@ app = typer.Typer(
     name="training",
     help="Train, quantize and export image classifiers.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from trtdeploy.errors import ModelError
+from trtdeploy.errors import ModelError, QuantizationError
 from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, node_name
 from trtdeploy.tensors import Array
 
@@ -33,7 +33,7 @@ _PASSING_ON = frozenset(
 
 
 def require_finite_weights(model: onnx.ModelProto, name: str) -> None:
-    """Refuse a model with a layer whose constants, or their scales, are NaN, or whose weights are infinite.
+    """Refuse a model with a layer whose constants are NaN, whose weights are infinite, or whose scales are no numbers.
 
     A bias may be infinite: minus infinity takes a class out.
 
@@ -43,6 +43,7 @@ def require_finite_weights(model: onnx.ModelProto, name: str) -> None:
 
     Raises:
         ModelError: A layer has such a constant; the message names both.
+        QuantizationError: Q/DQ of a layer has such a scale; the message names it.
     """
     graph = Graph(model.graph)
     for node in model.graph.node:
@@ -71,6 +72,9 @@ def _broken_constant(graph: Graph, tensor: str, is_number: Callable[[Array], Arr
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             scale = graph.constant(node.input[1])
             if scale is not None and not np.isfinite(scale).all():
-                return str(node.input[1])
+                raise QuantizationError(
+                    f"The scale {node.input[1]!r} of the {node.op_type} {node_name(node)} is not finite.",
+                    hint="Calibrate again; a scale is a positive number.",
+                )
         tensor = node.input[0]
     return None

@@ -67,9 +67,13 @@ def _repair_nodes(model: onnx.ModelProto) -> list[str]:
     if not _reads_only_what_is_made(model.graph):
         return []  # ONNX's checker names the fault
     try:
-        nodes = ir.from_proto(model)
+        return _repaired(model, ir.from_proto(model))
     except ir.serde.SerdeError:
-        return []  # the checker refuses it, or a runtime does
+        return []  # no text where one belongs: the checker refuses it, or a runtime does
+
+
+def _repaired(model: onnx.ModelProto, nodes: ir.Model) -> list[str]:
+    """Repair ``nodes``, which are the model's, and write them back once all of it has worked."""
     repairs: list[str] = []
     if model.functions:
         calls = _inline(nodes)

@@ -82,7 +82,9 @@ def test_two_processes_give_what_one_gives(ptq_file, float_file, tmp_path):
         ]
         for name in ("one", "two")
     ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    # Sums in another order move values over rounding boundaries: 0.1% here. Batch norms that do not share their state
+    # make 0.9%, gradients that are not averaged 4%.
+    assert losses[0] == pytest.approx(losses[1], rel=4e-3)
 
 
 def test_a_dead_worker_ends_the_job_and_leaves_what_was_saved(ptq_file, tmp_path):

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 
 import pytest
-from real_bindings import ALL, Missing, Stubs, make_stubs
+
+from tests.contract.real_bindings import ALL, Missing, Stubs, make_stubs
 
 
 @pytest.fixture(scope="session")

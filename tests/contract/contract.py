@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from real_bindings import Stubs
+from tests.contract.real_bindings import Stubs
 
 PROJECT = Path(__file__).parents[2]
 _ERROR = re.compile(

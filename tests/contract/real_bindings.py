@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fetch_bindings import VERSIONS, wheel_in
+from tests.contract.fetch_bindings import VERSIONS, wheel_in
 
 RTX = "tensorrt_rtx"
 ALL = (*VERSIONS, RTX)

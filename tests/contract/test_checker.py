@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from contract import Checker, Sources, members_of, names_in
-from fetch_bindings import fetch, wheel_in
-from real_bindings import VERSIONS, Stubs
+
+from tests.contract.contract import Checker, Sources, members_of, names_in
+from tests.contract.fetch_bindings import fetch, wheel_in
+from tests.contract.real_bindings import VERSIONS, Stubs
 
 SAMPLE = """
 from __future__ import annotations

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from contract import PROJECT, Checker, Sources, members_of, names_in
-from real_bindings import VERSIONS, Stubs
+
+from tests.contract.contract import PROJECT, Checker, Sources, members_of, names_in
+from tests.contract.real_bindings import VERSIONS, Stubs
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from commands import COMMAND, LIMIT_S, cpu_seconds_of, run, started, wait_until
 from typer.testing import CliRunner
 
+from tests.e2e.commands import COMMAND, LIMIT_S, cpu_seconds_of, run, started, wait_until
 from trtdeploy.cli.main import app
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Plan, manifest_path, read_plan

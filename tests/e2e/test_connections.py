@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from certificates import Authority, tls_in_front_of
-from commands import LIMIT_S, started, wait_until
 from typer.testing import CliRunner
 
+from tests.e2e.certificates import Authority, tls_in_front_of
+from tests.e2e.commands import LIMIT_S, started, wait_until
 from trtdeploy.cli.main import app
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ServerError, TrtDeployError, UsageError

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from snippets import ROOT, Reader, snippets, steps
+
+from tests.e2e.snippets import ROOT, Reader, snippets, steps
 
 DOCS = ROOT / "docs"
 FIRST = ("own-network.md", "onnx-only.md")

@@ -7,8 +7,7 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-from commands import cpu_seconds_of, run
-
+from tests.e2e.commands import cpu_seconds_of, run
 from trtdeploy.plan import Plan
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import LIMIT_S, wait_until
 from PIL import Image
 
+from tests.e2e.commands import LIMIT_S, wait_until
 from trtdeploy.engine import Engine
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from snippets import ROOT, Reader, snippets, steps
+
+from tests.e2e.snippets import ROOT, Reader, snippets, steps
 
 PAGE = ROOT / "README.md"
 

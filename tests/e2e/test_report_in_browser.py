@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, Browser
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.e2e.browser import CHROMIUM, Browser
 from trtdeploy.cli.main import app
 from trtdeploy.plan import LayerPrecision, Plan
 from trtdeploy.report import Report, render

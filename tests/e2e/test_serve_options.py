@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import LIMIT_S, SERVE_ON_FREE_PORTS, ServeCommand, started
 
+from tests.e2e.commands import LIMIT_S, SERVE_ON_FREE_PORTS, ServeCommand, started
 from trtdeploy.plan import Plan
 from trtdeploy.triton.client import connect
 from trtdeploy.triton.config import PackageOptions

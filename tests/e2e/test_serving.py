@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from commands import LIMIT_S, SERVE_ON_FREE_PORTS, ServeCommand, run, started, wait_until
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from tests.e2e.commands import LIMIT_S, SERVE_ON_FREE_PORTS, ServeCommand, run, started, wait_until
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.engine import Engine

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import LIMIT_S, descendants, is_running, started, wait_until
 from typer.testing import CliRunner
 
+from tests.e2e.commands import LIMIT_S, descendants, is_running, started, wait_until
 from trtdeploy.cli.main import app
 from trtdeploy.plan import Plan
 from trtdeploy.triton.config import PackageOptions

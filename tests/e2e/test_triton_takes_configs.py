@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
-
-from config_cases import BAD, BASE, ENSEMBLE, GOOD, STEP, write_model
-
+from tests.serving.config_cases import BAD, BASE, ENSEMBLE, GOOD, STEP, write_model
 from trtdeploy.triton.config import check_config
 from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.server import TritonServer

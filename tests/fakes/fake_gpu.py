@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from fake_cudart import FakeCudart
-from fake_tensorrt import make_fake_tensorrt, make_plan
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.fakes.fake_cudart import FakeCudart
+from tests.fakes.fake_tensorrt import make_fake_tensorrt, make_plan
 from trtdeploy.cuda.api import CudaApi
 from trtdeploy.cuda.device import Device
 from trtdeploy.engine import Engine

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from fake_cudart import FakeCudart
 
+from tests.fakes.fake_cudart import FakeCudart
 from trtdeploy.tensors import dtype_from_onnx
 
 MAGIC = b"fake-plan"

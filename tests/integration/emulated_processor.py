@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from int8_arithmetic import answers_in_int8
 from onnx import numpy_helper
-from onnx_graphs import GraphMaker, save
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.integration.int8_arithmetic import answers_in_int8
+from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.cli.main import app
 from trtdeploy.engine import Engine
 from trtdeploy.preprocessing import Preprocessing

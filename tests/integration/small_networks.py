@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from onnx_graphs import GraphMaker, Size, block_network
 
+from tests.integration.onnx_graphs import GraphMaker, Size, block_network
 from trtdeploy.tensors import Array
 
 SAMPLES = 32

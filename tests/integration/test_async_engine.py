@@ -11,12 +11,23 @@ import weakref
 
 import numpy as np
 import pytest
-from fake_cudart import OUT_OF_MEMORY, FakeViolation
-from fake_gpu import FakeGpu, batch, batches, constant, expected, linear, manifest, nonzero, reshaping, tiling
-from fake_tensorrt import make_plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fakes.fake_cudart import OUT_OF_MEMORY, FakeViolation
+from tests.fakes.fake_gpu import (
+    FakeGpu,
+    batch,
+    batches,
+    constant,
+    expected,
+    linear,
+    manifest,
+    nonzero,
+    reshaping,
+    tiling,
+)
+from tests.fakes.fake_tensorrt import make_plan
 from trtdeploy.engine import Engine
 from trtdeploy.errors import (
     DeviceMemoryError,

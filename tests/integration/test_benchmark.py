@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_graphs import doubling, save
 
+from tests.integration.onnx_graphs import doubling, save
 from trtdeploy import benchmark
 from trtdeploy.benchmark import Measurement, bench
 from trtdeploy.building import BuildConfig, build

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_graphs import GraphMaker, as_exported, block_network
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network
 from trtdeploy.runtimes.onnxruntime.blocked_layout import (
     known_shapes,
     quantize_in_blocked_layout,

@@ -17,9 +17,9 @@ import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx_graphs import GraphMaker, batch_profile, block_network, doubling, save
 
 import trtdeploy
+from tests.integration.onnx_graphs import GraphMaker, batch_profile, block_network, doubling, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import (

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_graphs import GraphMaker, Size, save
 
+from tests.integration.onnx_graphs import GraphMaker, Size, save
 from trtdeploy.benchmark import bench
 from trtdeploy.building import BuildConfig, InputSource, build
 from trtdeploy.engine import Engine

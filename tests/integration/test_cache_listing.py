@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from onnx_graphs import block_network, save
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import block_network, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.errors import RuntimeUnavailableError, TimingCacheError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_graphs import as_exported, block_network, save
 
+from tests.integration.onnx_graphs import as_exported, block_network, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.classifiers import onnx_classifier, plan_classifier
 from trtdeploy.engine import Engine

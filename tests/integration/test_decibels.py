@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
-from onnx_graphs import GraphMaker, save
-from small_networks import NETWORKS
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import GraphMaker, save
+from tests.integration.small_networks import NETWORKS
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.engine import Engine

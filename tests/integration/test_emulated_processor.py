@@ -15,7 +15,7 @@ import pytest
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets
 from trtdeploy.runtimes.onnxruntime.integer_sums import exact_products
 
-SCRIPT = Path(__file__).with_name("emulated_processor.py")
+ROOT = Path(__file__).parents[2]
 EMULATOR = shutil.which("qemu-x86_64")
 NETWORKS = ("for TensorRT", "for ONNX Runtime", "sequence")
 HASWELL = pytest.param(
@@ -35,8 +35,14 @@ def processor(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def found(processor: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     emulator = [] if processor == "this one" else [str(EMULATOR), "-cpu", processor]
-    command = [*emulator, sys.executable, str(SCRIPT), str(tmp_path_factory.mktemp("road"))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [
+        *emulator,
+        sys.executable,
+        "-m",
+        "tests.integration.emulated_processor",
+        str(tmp_path_factory.mktemp("road")),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts

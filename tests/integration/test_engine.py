@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_runtime import WAIT_S, batch, make_engine, until
-from onnx_graphs import as_exported
 
+from tests.integration.fake_runtime import WAIT_S, batch, make_engine, until
+from tests.integration.onnx_graphs import as_exported
 from trtdeploy.engine import Engine
 from trtdeploy.errors import (
     DtypeError,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_runtime import WAIT_S, batch, make_engine
-from onnx_graphs import as_exported
 
+from tests.integration.fake_runtime import WAIT_S, batch, make_engine
+from tests.integration.onnx_graphs import as_exported
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DtypeError, EngineBusyError, EngineClosedError, InferenceError, InputNameError, UsageError
 from trtdeploy.plan import Plan

@@ -8,11 +8,11 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import pytest
-from fake_runtime import WAIT_S
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
+from tests.integration.fake_runtime import WAIT_S
 from trtdeploy.engine.pool import FairPool
 from trtdeploy.errors import EngineBusyError, EngineClosedError
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_cudart import FakeCudart, FakeViolation
-from fake_gpu import FakeGpu, batch, expected, linear
-from fake_tensorrt import Misuse
 
+from tests.fakes.fake_cudart import FakeCudart, FakeViolation
+from tests.fakes.fake_gpu import FakeGpu, batch, expected, linear
+from tests.fakes.fake_tensorrt import Misuse
 from trtdeploy.cuda.api import CudaApi
 from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import DevicePool, PinnedBuffer, copy_to_device, copy_to_host

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_graphs import GraphMaker, save
 
+from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.errors import ModelError, QuantizationError
 from trtdeploy.tensors import Array

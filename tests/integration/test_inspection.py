@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from onnx_graphs import block_network, save
 
+from tests.integration.onnx_graphs import block_network, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.errors import ModelError, PlanCorruptError
 from trtdeploy.files import sha256_file

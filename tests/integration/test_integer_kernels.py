@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import as_exported, batch_profile, block_network, save
 
+from tests.integration.onnx_graphs import as_exported, batch_profile, block_network, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.runtimes.onnxruntime import builder, integer_kernels, integer_sums

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from onnx_graphs import GraphMaker, as_exported
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.runtimes.onnxruntime.integer_kernels import with_exact_sums
 from trtdeploy.runtimes.onnxruntime.integer_products import multiply_codes

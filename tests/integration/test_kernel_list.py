@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import GraphMaker, save
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.cuda.api import load_api

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from onnx_graphs import GraphMaker, save
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.inspection import inspect_file

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_runtime import batch, make_engine
-from onnx_graphs import GraphMaker, save
 
+from tests.integration.fake_runtime import batch, make_engine
+from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import (

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from onnx_graphs import GraphMaker, save
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.cli.main import app
 from trtdeploy.errors import ModelError
 from trtdeploy.lint_file import lint_file, repair_file

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_graphs import GraphMaker, as_exported, save
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.lint_file import Difference, repair_file
 from trtdeploy.onnxgraph.lint import lint

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import GraphMaker, as_exported, block_network, save
-from test_lint_rules import CASES
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, save
+from tests.integration.test_lint_rules import CASES
 from trtdeploy.cli.main import app
 from trtdeploy.lint_file import Difference, repair_file
 from trtdeploy.onnxgraph.lint import lint

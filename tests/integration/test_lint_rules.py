@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_graphs import GraphMaker, block_network, save
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import GraphMaker, block_network, save
 from trtdeploy.cli.main import app
 from trtdeploy.errors import UsageError
 from trtdeploy.onnxgraph.lint import RULES, lint, rules_table

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_graphs import GraphMaker, block_network
 
+from tests.integration.onnx_graphs import GraphMaker, block_network
 from trtdeploy.errors import ModelError
 from trtdeploy.onnxgraph.layers import quantized_nodes
 from trtdeploy.onnxgraph.macs import macs_by_node

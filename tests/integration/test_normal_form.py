@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import GraphMaker, as_exported, block_network, save
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError

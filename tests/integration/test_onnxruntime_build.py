@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_graphs import GraphMaker, as_exported, batch_profile, block_network, doubling, save
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, batch_profile, block_network, doubling, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import BuildError

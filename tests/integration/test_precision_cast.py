@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from onnx_graphs import GraphMaker, as_exported, block_network, doubling
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, doubling
 from trtdeploy.errors import ModelError, RuntimeUnavailableError
 from trtdeploy.onnxgraph.layers import count_quantized, quantized_nodes
 from trtdeploy.onnxgraph.macs import macs_by_node

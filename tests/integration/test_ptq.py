@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from onnx_graphs import block_network, save
 
+from tests.integration.onnx_graphs import block_network, save
 from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
 from trtdeploy.datasets import open_dataset
 from trtdeploy.errors import DataError, QuantizationError, UsageError

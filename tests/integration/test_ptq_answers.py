@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from onnx_graphs import GraphMaker, save
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.cli.main import app
 from trtdeploy.errors import DataError, UsageError
 from trtdeploy.onnxgraph.source import load_source

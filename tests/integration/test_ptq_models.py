@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import GraphMaker, as_exported, save
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.errors import DataError, QuantizationError
 from trtdeploy.onnxgraph.placement import Target
 from trtdeploy.onnxgraph.qdq import Graph

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
-from onnx_graphs import GraphMaker, as_exported, block_network
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network
 from trtdeploy.errors import ModelError
 from trtdeploy.onnxgraph.layers import count_quantized
 from trtdeploy.onnxgraph.qdq import fold_weights, remove_unused

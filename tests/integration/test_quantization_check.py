@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_graphs import GraphMaker, block_network
 
+from tests.integration.onnx_graphs import GraphMaker, block_network
 from trtdeploy.errors import QuantizationError
 from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges
 from trtdeploy.onnxgraph.quantization_check import check_quantization, require_quantization

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import save
 
+from tests.integration.onnx_graphs import save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.errors import QuantizationError
 from trtdeploy.inspection import inspect_file

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_graphs import GraphMaker, as_exported, save
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges, parse_calibration_cache
 from trtdeploy.onnxgraph.lint import lint

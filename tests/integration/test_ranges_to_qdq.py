@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import GraphMaker, as_exported, block_network
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network
 from trtdeploy.errors import ModelError, QuantizationError
 from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges, parse_json
 from trtdeploy.onnxgraph.layers import count_quantized, quantized_nodes

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_graphs import GraphMaker, block_network, save
 
 from benchmarks import real_files
 from benchmarks.accuracy.tables import section
+from tests.integration.onnx_graphs import GraphMaker, block_network, save
 from trtdeploy.tensors import Array
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from onnx_graphs import GraphMaker, doubling, save
 from PIL import Image
 
+from tests.integration.onnx_graphs import GraphMaker, doubling, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, DtypeError, InputNameError, PlanCorruptError, ShapeError, UsageError

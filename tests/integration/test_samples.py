@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import GraphMaker, as_exported, save
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.calibration import AbsHistogram, amax_of
 from trtdeploy.cli.main import app
 from trtdeploy.errors import DataError, InferenceError, QuantizationError, UsageError

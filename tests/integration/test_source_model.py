@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from onnx_graphs import GraphMaker, as_exported, block_network, doubling, save
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, doubling, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.classifiers import onnx_classifier
 from trtdeploy.engine import Engine

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_graphs import GraphMaker, block_network, save
 
+from tests.integration.onnx_graphs import GraphMaker, block_network, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.cuda.api import load_api
 from trtdeploy.engine import Engine

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_gpu import FakeGpu, Ranges, batch, reshaping
-from onnx_graphs import save
 
+from tests.fakes.fake_gpu import FakeGpu, Ranges, batch, reshaping
+from tests.integration.onnx_graphs import save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ShapeError, UsageError

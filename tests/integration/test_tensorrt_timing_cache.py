@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from onnx_graphs import block_network, save
 
+from tests.integration.onnx_graphs import block_network, save
 from trtdeploy.errors import BuildError, TimingCacheError
 from trtdeploy.onnxgraph.source import SourceModel, load_source
 from trtdeploy.plan import DeviceFacts

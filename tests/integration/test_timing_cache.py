@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx_graphs import batch_profile, block_network, save
 
+from tests.integration.onnx_graphs import batch_profile, block_network, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import locked

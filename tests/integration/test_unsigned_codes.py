@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
-from onnx_graphs import GraphMaker, as_exported, block_network, save
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, save
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for

@@ -11,8 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import as_exported, block_network
 
+from tests.integration.onnx_graphs import as_exported, block_network
 from trtdeploy.errors import InferenceError, ModelError, UsageError
 from trtdeploy.onnxgraph.exact_integers import exact_integers
 from trtdeploy.onnxgraph.name_patterns import require_matches

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from config_cases import BAD, BASE, GOOD, write_model
 
+from tests.serving.config_cases import BAD, BASE, GOOD, write_model
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import TensorSpec
 from trtdeploy.triton.config import check_config

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import published_models
 import pydantic
 import pytest
 import yaml
 
+from tests.serving import published_models
 from trtdeploy.doctor.triton_releases import TENSORRT_OF_RELEASE
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")

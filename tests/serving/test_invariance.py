@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from scored import SIZE, Scored
 from typer.testing import CliRunner
 
+from tests.serving.scored import SIZE, Scored
 from trtdeploy.cli.main import app
 from trtdeploy.datasets import Dataset, open_dataset
 from trtdeploy.errors import ServerError

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from simulated_time import SimulatedTime
 
+from tests.serving.simulated_time import SimulatedTime
 from trtdeploy.errors import ServerError
 from trtdeploy.load import ClosedLoop, LoadPoint, OpenLoop, WindowOptions, measure, search_rate
 from trtdeploy.load import arrivals as arrivals_module

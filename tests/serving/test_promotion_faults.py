@@ -12,12 +12,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import false_triton
 import numpy as np
 import pytest
-from false_triton import FalseTriton, Fault, running
 from typer.testing import CliRunner
 
+from tests.serving import false_triton
+from tests.serving.false_triton import FalseTriton, Fault, running
 from trtdeploy.cli.main import app
 from trtdeploy.errors import GateError, RepositoryError, ServerError, UsageError
 from trtdeploy.plan import Plan

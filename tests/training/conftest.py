@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import IMAGE_SIZE, tiny_schedule
 
+from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.checkpoint import load_checkpoint
 from training.fit import fit
 from training.ptq.calibrate import calibrate

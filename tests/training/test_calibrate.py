@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from tiny_model import tiny
 from torch import nn
 
+from tests.training.tiny_model import tiny
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs

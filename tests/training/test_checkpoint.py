@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_model import tiny
 
+from tests.training.tiny_model import tiny
 from training.checkpoint import (
     METADATA_KEY,
     CheckpointFacts,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_model import IMAGE_SIZE
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from tests.training.tiny_model import IMAGE_SIZE
 from training.cli.main import app
 from training.optimization import Execution
 from training.predict import in_float32

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny_model import IMAGE_SIZE, tiny_schedule
 from typer.testing import CliRunner
 
+from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.distillation import Distillation, DistillationSettings, divergence_at

@@ -6,10 +6,10 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_model import DropoutBetweenReaders
 from torch import nn
 from torch.nn import functional
 
+from tests.training.tiny_model import DropoutBetweenReaders
 from training.checkpoint import load_checkpoint
 from training.onnx_export import check_quantization, export_checkpoint, trace_to_onnx
 from training.ptq.calibrate import calibrate

@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_model import IMAGE_SIZE, tiny_schedule
 from torch import nn
 
+from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.checkpoint import load_checkpoint
 from training.fit import fit
 from training.loop import TrainingInterrupted, metrics_path_for

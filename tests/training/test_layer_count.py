@@ -7,12 +7,12 @@ import json
 import onnx
 import pytest
 import torch
-from odd_networks import attention, flow, functions, only_functions, parametrized, recurrent, subclasses
 from safetensors.torch import save_file
-from tiny_model import tiny
 from torch import nn
 from typer.testing import CliRunner
 
+from tests.training.odd_networks import attention, flow, functions, only_functions, parametrized, recurrent, subclasses
+from tests.training.tiny_model import tiny
 from training.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.ptq.ranges import fix_ranges, observing_inputs
@@ -185,7 +185,7 @@ def run(*arguments, code=0):
 def test_every_command_and_the_facts_name_what_stays_in_float(name, line, tmp_path):
     torch.manual_seed(1)
     model = f"odd_networks:{name}"
-    import odd_networks
+    from tests.training import odd_networks
 
     start, ptq, ledger = tmp_path / "f.safetensors", tmp_path / "p.safetensors", tmp_path / "ledger.json"
     save_file({k: v.contiguous() for k, v in getattr(odd_networks, name)(10).state_dict().items()}, start)

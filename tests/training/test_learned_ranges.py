@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_fit_and_qat import InterruptAfter
-from tiny_model import tiny_schedule
 
+from tests.training.test_fit_and_qat import InterruptAfter
+from tests.training.tiny_model import tiny_schedule
 from training.checkpoint import load_checkpoint
 from training.loop import TrainingInterrupted, score
 from training.onnx_export import export_checkpoint

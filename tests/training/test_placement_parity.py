@@ -9,10 +9,18 @@ from functools import partial
 import onnx
 import pytest
 import torch
-from placed_networks import HARD_GATES, HardGate, SmallMlp, SmallUNet, TwoConvolutionBranches, mobile_net, squeeze_net
 from torch import nn
 
 from benchmarks.accuracy.small_networks import thin_densenet, thin_resnet
+from tests.training.placed_networks import (
+    HARD_GATES,
+    HardGate,
+    SmallMlp,
+    SmallUNet,
+    TwoConvolutionBranches,
+    mobile_net,
+    squeeze_net,
+)
 from training.models.efficientnet import efficientnet_b0
 from training.onnx_export import trace_to_onnx
 from training.ptq.ranges import fix_ranges, observing_inputs

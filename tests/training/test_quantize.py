@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_model import OddConv, nothing_to_quantize, tiny
 from torch import nn
 
+from tests.training.tiny_model import OddConv, nothing_to_quantize, tiny
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import (
     make_quantizer,

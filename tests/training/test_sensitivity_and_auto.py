@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import IMAGE_SIZE, tiny_schedule
 from typer.testing import CliRunner
 
+from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.auto import decide
 from training.checkpoint import load_checkpoint
 from training.cli.main import app

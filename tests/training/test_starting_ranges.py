@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_model import tiny_schedule
 
+from tests.training.tiny_model import tiny_schedule
 from training.checkpoint import load_checkpoint
 from training.distributed import Workers
 from training.loop import score

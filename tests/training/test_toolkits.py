@@ -6,9 +6,9 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from placed_networks import mobile_net
 from safetensors.torch import load_file
 
+from tests.training.placed_networks import mobile_net
 from training.checkpoint import load_checkpoint
 from training.onnx_export import export_checkpoint
 from training.ptq.calibrate import calibrate

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from fake_cudart import FakeCudart
 
+from tests.fakes.fake_cudart import FakeCudart
 from trtdeploy.cuda.api import CudaApi
 from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import DeviceBuffer, DevicePool

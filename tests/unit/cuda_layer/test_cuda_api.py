@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cudart import INVALID_VALUE, OUT_OF_MEMORY, FakeCudart
 
+from tests.fakes.fake_cudart import INVALID_VALUE, OUT_OF_MEMORY, FakeCudart
 from trtdeploy.cuda.api import CudaApi, load_api
 from trtdeploy.cuda.arrays import import_device_array
 from trtdeploy.cuda.device import Device

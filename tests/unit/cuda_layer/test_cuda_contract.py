@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cuda_calls import Call, calls_in, defects, sources
-from fake_cudart import FakeCudart
 
 import trtdeploy.cuda.memory
+from tests.fakes.fake_cudart import FakeCudart
+from tests.unit.cuda_layer.cuda_calls import Call, calls_in, defects, sources
 
 runtime: Any = pytest.importorskip("cuda.bindings.runtime")
 
@@ -89,7 +89,7 @@ def test_the_fake_has_every_call_with_the_signature_of_cuda_python() -> None:
 
 
 def test_the_fake_names_its_errors_as_cuda_does() -> None:
-    import fake_cudart
+    from tests.fakes import fake_cudart
 
     for code, name in fake_cudart._NAMES.items():
         assert getattr(runtime.cudaError_t, name).value == code

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cudart import DEFAULT_STREAMS, FakeViolation
-from fake_machine import Machine
 
+from tests.fakes.fake_cudart import DEFAULT_STREAMS, FakeViolation
+from tests.unit.cuda_layer.fake_machine import Machine
 from trtdeploy.cuda.arrays import DeviceArray, import_device_array, read_capsule, tensor_of
 from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.exported_array import ExportedArray

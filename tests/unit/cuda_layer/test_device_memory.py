@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_cudart import FakeViolation
-from fake_machine import Machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fakes.fake_cudart import FakeViolation
+from tests.unit.cuda_layer.fake_machine import Machine
 from trtdeploy.cuda.memory import (
     ALIGNMENT,
     DevicePool,

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from fake_cudart import DEFAULT_STREAMS, INVALID_HANDLE, INVALID_VALUE, OUT_OF_MEMORY, FakeCudart, FakeViolation
+
+from tests.fakes.fake_cudart import (
+    DEFAULT_STREAMS,
+    INVALID_HANDLE,
+    INVALID_VALUE,
+    OUT_OF_MEMORY,
+    FakeCudart,
+    FakeViolation,
+)
 
 BLOCKING_SYNC = 1
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from fake_cudart import DEFAULT_STREAMS, INVALID_VALUE, FakeViolation
-from fake_machine import Machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fakes.fake_cudart import DEFAULT_STREAMS, INVALID_VALUE, FakeViolation
+from tests.unit.cuda_layer.fake_machine import Machine
 from trtdeploy.cuda.graphs import Graph, GraphCache, capture
 from trtdeploy.cuda.memory import DeviceBuffer, PinnedBuffer, copy_to_device, copy_to_host
 from trtdeploy.cuda.streams import Event, ExternalStream, Stream

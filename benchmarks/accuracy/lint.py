@@ -32,6 +32,7 @@ from training.onnx_export import trace_to_onnx
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import quantize
 from trtdeploy.building import BuildConfig, build
+from trtdeploy.calibration import AbsHistogram
 from trtdeploy.errors import RuntimeUnavailableError, TrtDeployError
 from trtdeploy.onnxgraph.lint import RULES, Finding, lint
 from trtdeploy.onnxgraph.lint.fix import fix
@@ -153,7 +154,7 @@ def export(subject: Subject, folder: Path) -> Files:
     np.save(folder / "noise.npy", noise.numpy())
     quantize_onnx(float_onnx, ptq, str(folder / "noise.npy"), PtqOptions(method="max"))
     quantized = quantize(network, example=noise[:1])
-    with observing_inputs(quantized) as histograms, torch.no_grad():
+    with observing_inputs(quantized, AbsHistogram) as histograms, torch.no_grad():
         quantized(noise)
     fix_ranges(quantized, histograms)
     trained.write_bytes(trace_to_onnx(quantized, noise[:1], opset=17))

@@ -135,8 +135,9 @@ class Sources:
             calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
             handed_over = {id(argument) for call in calls for argument in call.args}
             for node in ast.walk(tree):
-                is_kept = isinstance(node, ast.Constant) and id(node) not in handed_over
-                if is_kept and re.fullmatch(r"[A-Z][A-Z0-9_]{2,}", str(node.value)):
+                if not isinstance(node, ast.Constant) or id(node) in handed_over:
+                    continue
+                if re.fullmatch(r"[A-Z][A-Z0-9_]{2,}", str(node.value)):
                     yield f"{path}:{node.lineno}", str(node.value)
 
     def overrides(self) -> Iterator[tuple[str, str, str]]:

@@ -112,7 +112,7 @@ def test_a_calibration_cache_and_explicit_qdq_of_equal_scales_build_equal_models
             assert run("run", tmp_path / plan, "-i", "input=random", "-o", tmp_path / "out.npz")[0] == 0
             outputs.append(np.load(tmp_path / "out.npz")["logits"])
         # not to the last bit: each build takes the tactic that is fastest when it measures
-        np.testing.assert_allclose(*outputs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(outputs[0], outputs[1], rtol=0, atol=1e-5)
 
 
 def test_ctrl_c_cancels_a_build_and_leaves_nothing(qdq_onnx: Path, tmp_path: Path) -> None:

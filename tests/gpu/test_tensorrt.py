@@ -26,7 +26,7 @@ from trtdeploy.runtimes.tensorrt.bindings import load_bindings
 from trtdeploy.runtimes.tensorrt.runtime import TensorRTRuntime
 from trtdeploy.tensors import Array, ShapeRange
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu]
 
 INSTALLED = [
     name
@@ -46,7 +46,7 @@ def obstacle() -> str:
 
 
 if reason := obstacle():
-    pytestmark = [pytest.mark.gpu, pytest.mark.skip(reason=reason)]
+    pytestmark.append(pytest.mark.skip(reason=reason))
 
 
 def batch(size: int, seed: int = 0) -> dict[str, Array]:

@@ -186,7 +186,7 @@ def main(folder: Path) -> dict[str, Any]:
     samples = Preprocessing.square(SIDE)([Image.open(file) for file in files])
     source = save(classifier(samples), folder / "float.onnx")
     rows = np.random.default_rng(6).uniform(0.6, 1, (3, 5, 32)).astype(np.float32)
-    found = {
+    found: dict[str, Any] = {
         "processor": processor_name(),
         "instruction_sets": instruction_sets(),
         "exact_products": sorted(exact_products()),

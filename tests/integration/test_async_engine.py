@@ -254,11 +254,11 @@ class TestProfiles:
         gpu = FakeGpu(48)
         with gpu.engine(profiles=batches((1, 1, 4), (5, 8, 32))) as engine:
             check(engine.infer(batch(2, 0)), batch(2, 0))
-            gpu.trt.refuse_profiles = True
+            gpu.trt.refuse_profiles = True  # type: ignore[attr-defined]
             with pytest.raises(InferenceError, match="cannot switch to profile 1: Error in set optimization profile"):
                 engine.infer(batch(8, 1))
             check(engine.infer(batch(2, 2)), batch(2, 2))
-            gpu.trt.refuse_profiles = False
+            gpu.trt.refuse_profiles = False  # type: ignore[attr-defined]
             check(engine.infer(batch(8, 3)), batch(8, 3))
 
     def test_sizes_that_depend_on_the_data_in_two_profiles(self) -> None:
@@ -602,7 +602,7 @@ def test_a_plan_that_was_built_without_a_gpu_is_asked_where_there_is_one(monkeyp
         weighted_layers=1,
         quantized_layers=1,
         integer_kernels=None,
-        int8_macs_percent=100.0,
+        int8_macs_percent=100.0,  # type: ignore[call-arg]  # as an older manifest has it
         evidence="parsed network",
         layers={"/fc/MatMul": LayerPrecision(macs=4096, quantized=True)},
         note="not known",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_throughput_counts_samples_of_counted_inferences(qdq_plan: Plan, monkeyp
 def test_the_warm_up_is_not_counted(qdq_plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that advances one second per look, only what starts after the warm-up is in the result."""
     clock = iter(range(10_000))
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     ran: list[object] = []
     monkeypatch.setattr(Engine, "infer", lambda self, inputs: ran.append(inputs))
     times, _ = benchmark._closed_loop(Engine.__new__(Engine), {}, 1, 10, 20)

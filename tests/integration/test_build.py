@@ -36,6 +36,7 @@ from trtdeploy.files import sha256_file
 from trtdeploy.plan import Plan, manifest_path, read_plan
 from trtdeploy.runtimes.onnxruntime import runtime as ort_runtime
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets
+from trtdeploy.runtimes.onnxruntime.session import make_session
 from trtdeploy.tensors import ShapeRange
 
 QUICK = BuildConfig(timing_rounds=1, threads=1)
@@ -250,7 +251,7 @@ def test_no_damaged_byte_reaches_the_runtime(
     damage: str, plan: Path, qdq_plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bytes] = []
-    real = ort_runtime.make_session
+    real = make_session
     monkeypatch.setattr(ort_runtime, "make_session", lambda content, **o: seen.append(content) or real(content, **o))
     Engine.load(qdq_plan.path).close()
     assert seen == [qdq_plan.path.read_bytes()], "the spy must see a good plan"
@@ -321,7 +322,7 @@ def test_arguments_out_of_range_are_usage_errors(plan: Path) -> None:
 
 def test_threads_are_divided_among_contexts_unless_they_are_given(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
-    real = ort_runtime.make_session
+    real = make_session
 
     def spy(content: bytes, *, threads: int) -> Any:
         used.append(threads)

@@ -47,7 +47,7 @@ def killed_before(step: int, folder: Path, action: Callable[[], None]) -> bool:
 
         code = 1
         try:
-            os.fsync = counted_fsync
+            os.fsync = counted_fsync  # type: ignore[assignment]
             sys.addaudithook(hook)
             action()
             code = 0

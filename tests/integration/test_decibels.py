@@ -30,8 +30,8 @@ def plain(path: Path, inputs: dict[str, Array]) -> list[Array]:
 
 
 def numpys(path: Path, inputs: dict[str, Array]) -> list[Array]:
-    answers: list[Array] = ReferenceEvaluator(str(path)).run(None, inputs)
-    return answers
+    answers = ReferenceEvaluator(str(path)).run(None, inputs)
+    return list(answers)
 
 
 def decibel(expected: list[Array], answered: list[Array]) -> float:

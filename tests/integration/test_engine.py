@@ -218,15 +218,16 @@ def test_sixteen_threads_each_get_the_answers_to_their_own_inputs(
     barrier = threading.Barrier(16)
     inputs = [image(number) for number in range(200)]
 
-    def work(thread: int) -> None:
-        barrier.wait(WAIT_S)
-        for turn in range(200):
-            number = (turn + 13 * thread) % 200
-            output = engine.infer(inputs[number], timeout_s=None)["logits"]
-            if not np.allclose(output, answers[number], rtol=1e-4, atol=1e-4):
-                wrong.append(number)
-
     with Engine.load(qdq_plan.path, contexts=contexts, threads=1) as engine, ThreadPoolExecutor(16) as pool:
+
+        def work(thread: int) -> None:
+            barrier.wait(WAIT_S)
+            for turn in range(200):
+                number = (turn + 13 * thread) % 200
+                output = engine.infer(inputs[number], timeout_s=None)["logits"]
+                if not np.allclose(output, answers[number], rtol=1e-4, atol=1e-4):
+                    wrong.append(number)
+
         for future in [pool.submit(work, thread) for thread in range(16)]:
             future.result()
     assert wrong == []

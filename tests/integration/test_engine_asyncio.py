@@ -134,6 +134,7 @@ def test_a_cancelled_task_that_waits_for_a_place_leaves_the_queue() -> None:
         loaded.gate.set()
         outputs = await asyncio.gather(running, *waiting, return_exceptions=True)
         assert [type(output) for output in outputs] == [dict, asyncio.CancelledError, asyncio.CancelledError, dict]
+        assert isinstance(outputs[3], dict)
         assert outputs[3]["y"][0, 0] == 8
         assert await started(loaded) == 4
 

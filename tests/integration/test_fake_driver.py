@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -196,7 +198,7 @@ def test_what_is_not_released_is_a_leak() -> None:
 
 
 class TestFakeTensorRT:
-    def context(self, gpu: FakeGpu) -> object:
+    def context(self, gpu: FakeGpu) -> Any:
         engine = gpu.trt.Runtime(gpu.bindings.messages.logger).deserialize_cuda_engine(gpu.plan(linear(), ()))
         return engine.create_execution_context()
 

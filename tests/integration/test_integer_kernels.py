@@ -14,10 +14,10 @@ from tests.integration.onnx_graphs import as_exported, batch_profile, block_netw
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.runtimes.onnxruntime import builder, integer_kernels, integer_sums
-from trtdeploy.runtimes.onnxruntime.builder import relative_error
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets
 from trtdeploy.runtimes.onnxruntime.integer_kernels import inexact_kernels, with_exact_sums
 from trtdeploy.runtimes.onnxruntime.integer_sums import LARGEST_SAFE_CODE, exact_products, multiplies_exactly
+from trtdeploy.runtimes.onnxruntime.measure import relative_error
 from trtdeploy.runtimes.onnxruntime.tactics import Tactic, tactics_for
 from trtdeploy.tensors import Array
 

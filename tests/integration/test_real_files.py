@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import real_files
+from benchmarks.accuracy.results import PROJECT
 from benchmarks.accuracy.tables import section
 from tests.integration.onnx_graphs import GraphMaker, block_network, save
 from trtdeploy.tensors import Array
@@ -42,6 +43,6 @@ def test_every_command_runs_and_errors_say_what_to_give(tmp_path: Path, monkeypa
 
 def test_the_page_is_the_result() -> None:
     result = json.loads((real_files.RESULTS / "real_files.json").read_text())
-    page = (real_files.PROJECT / "docs" / "real-files.md").read_text()
+    page = (PROJECT / "docs" / "real-files.md").read_text()
     assert page.endswith("\n".join(section(result, "benchmarks")))
     assert all(each["code"] in (0, 1, 2) for commands in result["files"].values() for each in commands.values())

@@ -46,9 +46,9 @@ def lengths(tmp_path: Path) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for place, length in enumerate(LENGTHS):
-        arrays = {"ids": rng.integers(0, 30, (10, length)), "mask": np.ones((10, length), np.float32)}
-        arrays["mask"][:5, length // 2 :] = 0
-        np.savez(folder / f"{place}.npz", **arrays)
+        mask = np.ones((10, length), np.float32)
+        mask[:5, length // 2 :] = 0
+        np.savez(folder / f"{place}.npz", ids=rng.integers(0, 30, (10, length)), mask=mask)
     return folder
 
 

@@ -19,6 +19,7 @@ from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.tensorrt import builder
 from trtdeploy.runtimes.tensorrt.bindings import FLAVOURS, Bindings
 from trtdeploy.runtimes.tensorrt.messages import Messages
+from trtdeploy.runtimes.tensorrt.progress import Cancellation
 from trtdeploy.runtimes.tensorrt.timing import TimingBlobs
 from trtdeploy.timing_cache import BlobCache, Fingerprint
 
@@ -144,7 +145,7 @@ class Library:
                 builder_config,
                 config,
                 parsed,
-                builder.Cancellation(),
+                Cancellation(),
                 capture,
                 source,
                 None,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -270,7 +271,7 @@ def merge_fifty(path: Path, worker: int) -> None:
 
 def test_four_processes_that_merge_at_once_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "b.timing"
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     processes = [context.Process(target=merge_fifty, args=(path, worker)) for worker in range(4)]
     for process in processes:
         process.start()

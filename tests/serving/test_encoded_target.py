@@ -63,7 +63,8 @@ class Pipeline(InferenceClient):
     def _nothing(self, *arguments: Any) -> Any:
         raise NotImplementedError
 
-    _disconnect = _metadata_and_config = _statistics = _exchange = _register = _unregister = _registered = _nothing
+    _disconnect = _metadata_and_config = _statistics = _exchange = _nothing  # type: ignore[assignment]
+    _register = _unregister = _registered = _nothing  # type: ignore[assignment]
 
 
 def pipeline(outputs: list[TensorSpec], answer: Any, *, image: TensorSpec = IMAGE, **facts: Any) -> Pipeline:

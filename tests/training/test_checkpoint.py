@@ -36,7 +36,7 @@ def load_foreign(path, digits, **options):
 
 
 def test_a_saved_checkpoint_comes_back_whole(tmp_path):
-    network = tiny(3).to(memory_format=torch.channels_last)
+    network = tiny(3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     path = tmp_path / "c.safetensors"
     digest = save_checkpoint(path, network.state_dict(), facts())
     loaded = load_checkpoint(path)

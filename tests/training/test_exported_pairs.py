@@ -41,7 +41,7 @@ class DropsInABlock(nn.Module):
 class BetweenReaders(DropoutBetweenReaders):
     def __init__(self, between: nn.Module) -> None:
         super().__init__(4)
-        self.dropout = between
+        self.dropout = between  # type: ignore[assignment]
 
 
 class Untraceable(nn.Module):

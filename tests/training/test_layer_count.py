@@ -32,8 +32,8 @@ IMAGES = torch.zeros(1, 3, 16, 16)
 IN_ATTENTION = "a matrix product called as a function, inside nn.MultiheadAttention"
 
 
-def counted(network: nn.Module, **spec):
-    spec = QuantizationSpec(**spec)
+def counted(network: nn.Module, **options):
+    spec = QuantizationSpec(**options)
     count = count_layers(quantize(network.eval(), spec, example=IMAGES), IMAGES, spec=spec)
     return set(count.quantized), {layer.name: layer.reason for layer in count.in_float}
 

@@ -91,9 +91,9 @@ def test_qat_brings_back_a_network_whose_ranges_outliers_decided(digits, ptq_fil
     assert runs["learned"].facts.dev.top1 > runs["frozen"].facts.dev.top1 + 5
     assert runs["learned"].facts.training.ranges == "learned"
 
-    before, after = load_file(ptq_file), load_file(runs["learned"].path)
-    assert before.keys() == after.keys()
-    assert all(before[key].shape == after[key].shape for key in before)
+    given, written = load_file(ptq_file), load_file(runs["learned"].path)
+    assert given.keys() == written.keys()
+    assert all(given[key].shape == written[key].shape for key in given)
     learned = load_checkpoint(runs["learned"].path)
     for layer in quantized_layers(learned.model):
         largest = layer.weight.detach().abs().flatten(1).amax(dim=1)

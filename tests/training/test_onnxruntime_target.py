@@ -15,8 +15,8 @@ from training.models.efficientnet import efficientnet_b0
 from training.onnx_export import export_checkpoint, onnx_predictor, trace_to_onnx
 from training.predict import predictor
 from training.ptq.calibrate import calibrate
-from training.ptq.ranges import fix_ranges, observing_inputs, quantizers_off
-from training.quantization import QuantizationSpec, quantize, quantizers
+from training.ptq.ranges import fix_ranges, observing_inputs
+from training.quantization import QuantizationSpec, quantize, quantizers, quantizers_off
 from trtdeploy.onnxgraph.placement import wanted_sites
 from trtdeploy.onnxgraph.qdq_pairs import take_out
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations

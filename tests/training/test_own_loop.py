@@ -6,6 +6,7 @@ import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -65,7 +66,7 @@ class WithAuxiliary(Segmenter):
         super().__init__()
         self.auxiliary = nn.Conv2d(8, 5, 1)
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Any:
         masks = super().forward(images)
         return (masks, self.auxiliary(self.down(images))) if self.training else masks
 
@@ -213,7 +214,7 @@ def test_under_compile_and_distributed_data_parallel(tmp_path):
     model = segmenter()
     compiled = torch.compile(model, backend="eager")
     train(compiled)
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         parallel = nn.parallel.DistributedDataParallel(model)

@@ -50,18 +50,18 @@ def test_swapped_layers_compute_the_same_while_their_quantizers_are_off():
     ).eval()
     images = torch.randn(4, 3, 16, 16)
     expected = network(images)
-    network = quantize(network, example=images[:1])
-    for _, quantizer in quantizers(network):
+    quantized = quantize(network, example=images[:1])
+    for _, quantizer in quantizers(quantized):
         quantizer.disable_quant()
-    assert torch.equal(network(images), expected)
-    assert not network.get_submodule("0").training
+    assert torch.equal(quantized(images), expected)
+    assert not quantized.get_submodule("0").training
 
 
 def test_a_subclass_that_computes_something_else_is_not_swapped():
     network = nn.Sequential(OddConv(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 1))
-    network = quantize(network, example=IMAGES[:1])
-    assert type(network.get_submodule("0")) is OddConv
-    assert len(list(quantized_layers(network))) == 2
+    quantized = quantize(network, example=IMAGES[:1])
+    assert type(quantized.get_submodule("0")) is OddConv
+    assert len(list(quantized_layers(quantized))) == 2
 
 
 def test_a_layer_used_in_two_places_stays_one():

@@ -51,8 +51,8 @@ class Machine:
                 count = writes.nbytes // values.itemsize
                 self.cudart.array_at(writes.address, (count,), values.dtype)[...] = values.ravel()
 
-        spans = [[(buffer.address, buffer.nbytes)] if buffer is not None else [] for buffer in (reads, writes)]
-        self.cudart.enqueue_kernel(stream.handle, *spans, run)
+        read, written = ([(buffer.address, buffer.nbytes)] if buffer is not None else [] for buffer in (reads, writes))
+        self.cudart.enqueue_kernel(stream.handle, read, written, run)
 
     def read(self, buffer: DeviceBuffer, dtype: type = np.float32) -> np.ndarray:
         """Return what lies in a buffer now."""

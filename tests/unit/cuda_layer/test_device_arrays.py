@@ -86,7 +86,7 @@ class TestImportOfTheInterface:
         theirs = Interface(buffer.address)
         array = import_device_array("x", theirs, m.device, m.stream)
         assert array is not None
-        assert (array.address, array.shape, array.dtype) == (buffer.address, SHAPE, np.float32)
+        assert (array.address, array.shape, array.dtype) == (buffer.address, SHAPE, np.dtype(np.float32))
         assert (array.nbytes, array.ndim) == (24, 2)
         assert array.owner is theirs
         assert array.producer is None
@@ -239,7 +239,7 @@ class TestImportOfDLPack:
         torch = pytest.importorskip("torch")
         tensor = torch.arange(12, dtype=torch.int32).reshape(4, 3)[1:]
         array = read_capsule("x", tensor.__dlpack__())
-        assert (array.address, array.shape, array.dtype) == (tensor.data_ptr(), (3, 3), np.int32)
+        assert (array.address, array.shape, array.dtype) == (tensor.data_ptr(), (3, 3), np.dtype(np.int32))
 
 
 class TestExport:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -267,6 +269,7 @@ def test_what_is_staged_arrives_on_any_schedule(
     for buffer, stream in buffers:
         buffer.free(stream)
     streams[1].synchronize()
-    for owned in (*rings, results, *events, streams[1]):
+    every: tuple[Any, ...] = (*rings, results, *events, streams[1])
+    for owned in every:
         owned.close()
     m.end()

@@ -86,7 +86,7 @@ class TestStreams:
         m = Machine()
         flags: list[int] = []
         create = m.cudart.cudaEventCreateWithFlags
-        m.cudart.cudaEventCreateWithFlags = lambda f: (flags.append(f), create(f))[1]  # type: ignore[method-assign]
+        m.cudart.cudaEventCreateWithFlags = lambda f: (flags.append(f), create(f))[1]  # type: ignore[assignment, method-assign]
         events = [Event(m.device), Event(m.device, timing=True), Event(m.device, timing=True)]
         assert flags == [3, 1, 1]  # cudaEventBlockingSync = 1, cudaEventDisableTiming = 2
         m.stream.record(events[1])

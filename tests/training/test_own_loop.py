@@ -23,6 +23,7 @@ from training.checkpoint import load_checkpoint
 from training.quantization import quantized_layers, quantizers
 from training.quantization.layers import range_of
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 
 
 class Segmenter(nn.Module):
@@ -124,7 +125,7 @@ def test_a_segmenter_from_float_to_a_file_that_computes_the_same(tmp_path):
     assert [(each.name, each.shape[0]) for each in session.get_outputs()] == [("output", "batch")]
     with torch.no_grad():
         wanted = model.eval()(IMAGES[1]).numpy()
-    [found] = session.run(None, {"images": IMAGES[1].numpy()})
+    [found] = Witness((tmp_path / "m.onnx").read_bytes())({"images": IMAGES[1].numpy()})
     assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.1 * wanted.std()
 
 
@@ -185,13 +186,13 @@ def test_several_inputs_and_outputs_by_name_or_by_position(tmp_path):
         model, tmp_path / "m.onnx", by_name, dynamic_axes=names | {"tokens": {0: "batch", 1: "length"}}, labels="abc"
     )
     assert exported.quantize_nodes == 2 * 4
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    assert [each.name for each in session.get_inputs()] == ["ids", "places"]
-    assert [each.name for each in session.get_outputs()] == ["scores", "tokens"]
+    witness = Witness((tmp_path / "m.onnx").read_bytes())
+    assert [each.name for each in witness.inputs] == ["ids", "places"]
+    assert witness.outputs == ["scores", "tokens"]
     longer = {"ids": torch.randint(0, 50, (3, 11)), "places": torch.randn(3, 11, 4)}
     with torch.no_grad():
         wanted = model.eval()(longer["ids"], None, longer["places"], True)
-    found = dict(zip(wanted, session.run(None, {name: value.numpy() for name, value in longer.items()}), strict=True))
+    found = dict(zip(wanted, witness({name: value.numpy() for name, value in longer.items()}), strict=True))
     for name, values in wanted.items():
         assert np.sqrt(np.mean((found[name] - values.numpy()) ** 2)) < 0.1 * float(values.std())
 

@@ -21,7 +21,7 @@ REPAIRED = [
     *("opset", "scale-size"),
     *("zero-point", "code-type", "activation-per-channel", "weight-axis", "weight-in-float", "both-residual-inputs"),
     *("before-activation", "concat-scales", "double-pair", "output-pair", "scale-value", "residual-in-float"),
-    *("unused-pair", "codes-read", "old-opset"),
+    *("unused-pair", "codes-read", "old-opset", "bias-overflow"),
 ]
 
 

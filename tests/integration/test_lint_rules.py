@@ -157,6 +157,20 @@ def concat(second: float) -> Build:
     return lambda g: g.node("Concat", g.qdq("x", 0.1), g.qdq(g.node("Relu", "x"), second), axis=1, output="y")
 
 
+def with_bias(amax: float) -> Build:
+    """A convolution with a bias of 1 and a channel whose scale is that of the amax, or of 1e-8 for 0."""
+
+    def build(g: GraphMaker) -> None:
+        scale = np.array([0.1, 0.1, max(amax, 1e-8) / 127, 0.1])
+        g.node("Conv", x(g), kernel(g, scale, 0), g.constant(np.ones(4, np.float32)), output="y")
+
+    return build
+
+
+def transposed(scale: object, axis: int | None) -> Build:
+    return lambda g: g.node("ConvTranspose", x(g), kernel(g, scale, axis), output="y")
+
+
 GOOD = conv(x)
 CASES: dict[str, tuple[onnx.ModelProto, onnx.ModelProto]] = {
     "integer-op": (model(integers), model(GOOD)),
@@ -189,6 +203,8 @@ CASES: dict[str, tuple[onnx.ModelProto, onnx.ModelProto]] = {
     "codes-read": (model(pool_of_codes), model(GOOD)),
     "old-opset": (model(GOOD, 12), model(GOOD, 13)),
     "subgraph": (model(branching), model(GOOD)),
+    "bias-overflow": (model(with_bias(0.0)), model(with_bias(1.0))),
+    "transposed-axis": (model(transposed(np.full(4, 0.1), 0)), model(transposed(0.1, None))),
 }
 
 

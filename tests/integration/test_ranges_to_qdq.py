@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network
 from trtdeploy.errors import ModelError, QuantizationError
 from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges, parse_json
+from trtdeploy.onnxgraph.int8_scales import weight_scale
 from trtdeploy.onnxgraph.layers import count_quantized, quantized_nodes
 from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.ranges_to_qdq import (
@@ -21,7 +22,6 @@ from trtdeploy.onnxgraph.ranges_to_qdq import (
     canonical_qdq,
     quantize_with_ranges,
     ranges_of,
-    weight_scale,
     without_qdq,
 )
 from trtdeploy.tensors import Array
@@ -122,9 +122,9 @@ LAYERS: dict[str, tuple[Callable[[GraphMaker], str], list[int | str], int | None
     "conv": (lambda g: g.node("Conv", "x", g.constant(normal(6, 2, 3, 3)), output="y", group=2), ["n", 4, 5, 5], 0),
     "conv1d": (lambda g: g.node("Conv", "x", g.constant(normal(6, 4, 3)), output="y"), ["n", 4, 5], 0),
     "transposed": (
-        lambda g: g.node("ConvTranspose", "x", g.constant(normal(4, 3, 3, 3)), output="y", group=2),
+        lambda g: g.node("ConvTranspose", "x", g.constant(normal(4, 3, 3, 3)), output="y"),
         ["n", 4, 5, 5],
-        1,
+        None,
     ),
     "gemm": (lambda g: g.node("Gemm", "x", g.constant(normal(8, 5)), output="y"), ["n", 8], 1),
     "gemm^T": (lambda g: g.node("Gemm", "x", g.constant(normal(5, 8)), output="y", transB=1), ["n", 8], 0),

@@ -10,7 +10,7 @@ import pytest
 from training.checkpoint import load_checkpoint
 from training.onnx_export import INPUT_NAME, export_checkpoint, onnx_predictor
 from training.quantization import SMALLEST_AMAX
-from trtdeploy.onnxgraph import ranges_to_qdq
+from trtdeploy.onnxgraph import int8_scales
 from trtdeploy.onnxgraph.dynamic_ranges import read_ranges, write_ranges
 from trtdeploy.onnxgraph.quantization_check import check_quantization
 from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
@@ -42,4 +42,4 @@ def test_ranges_from_a_file_and_the_explicit_export_are_one_model(digits, ptq_fi
 
 
 def test_dead_channels_have_one_rule():
-    assert np.float32(SMALLEST_AMAX) == ranges_to_qdq.SMALLEST_AMAX
+    assert np.float32(SMALLEST_AMAX) == int8_scales.SMALLEST_AMAX

@@ -52,6 +52,12 @@ def quantize(
         list[str] | None,
         typer.Option("--skip", metavar="PATTERN", help="Nodes that stay in float, as /features/0*; may be repeated."),
     ] = None,
+    transposed_weights: Annotated[
+        str,
+        typer.Option(
+            "--transposed-weights", help="Scales of a ConvTranspose's weight: per-tensor or per-channel (axis 1)."
+        ),
+    ] = "per-tensor",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples in memory at once.")] = 8,
     fixed: Annotated[
         list[str] | None,
@@ -81,6 +87,7 @@ def quantize(
             "split_seed": split_seed,
             "target": target,
             "skip": tuple(skip or ()),
+            "transposed_weights": transposed_weights,
             "batch_size": batch,
             "fixed": tuple(fixed or ()),
         }
@@ -110,6 +117,11 @@ def quantize(
         )
         for layer, reason in done.left_float.items():
             typer.echo(f"{layer} stays in float: {reason}")
+        if done.one_scale:
+            typer.echo(
+                f"one scale for all output channels of {', '.join(done.one_scale)}: runtimes and tools disagree on the "
+                "axis of a ConvTranspose's scales (--transposed-weights per-channel writes axis 1)"
+            )
         if done.dev is not None:
             dev = done.dev
             typer.echo(

@@ -22,16 +22,14 @@ import numpy as np
 import onnx
 
 from trtdeploy.errors import ModelError, QuantizationError
-from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND, DynamicRanges
+from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges
+from trtdeploy.onnxgraph.int8_scales import channel_axis, chosen_weight_scale, with_room
 from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name, opset_version
+from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, node_name, opset_version
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, pairs, put_in, take_out
 from trtdeploy.tensors import Array
 
 logger = logging.getLogger(__name__)
-
-SMALLEST_AMAX = np.float32(1e-8)
-"""Stands for the smaller amax of a dead channel, whose scale of 0 TensorRT refuses; calibration uses the same."""
 
 LOWEST_OPSET = 13
 """The first whose QuantizeLinear has an axis, which per-channel weights need."""
@@ -46,6 +44,7 @@ class RangesApplied:
         quantized: Names of the weighted layers that have Q/DQ now.
         left_float: Why a weighted layer has none, by name.
         unknown: Names in the ranges that are no tensor of the model.
+        one_scale: Names of the ConvTranspose among them whose weight has one scale; see ``chosen_weight_scale``.
         widened: Tensors around a Concat whose range was smaller than that of another one there: they share the largest.
     """
 
@@ -53,6 +52,7 @@ class RangesApplied:
     quantized: tuple[str, ...]
     left_float: dict[str, str]
     unknown: tuple[str, ...]
+    one_scale: tuple[str, ...]
     widened: tuple[str, ...]
 
 
@@ -68,6 +68,11 @@ def quantize_with_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> onnx.
         )
     for name, reason in applied.left_float.items():
         logger.warning("%s stays in float: %s", name, reason)
+    if applied.one_scale:
+        logger.warning(
+            "The weight of every ConvTranspose (%s) has one scale; ranges may give one per output channel",
+            _some(applied.one_scale),
+        )
     if applied.widened:
         logger.warning(
             "What a Concat joins shares one scale, so the ranges of %d tensors are wider now, for example %s",
@@ -83,8 +88,9 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
     That is input and weights of every Conv, ConvTranspose, Gemm and MatMul, and residual additions, gates, pooling and
     concatenations as ``wanted_sites`` names them. Only there: a calibration cache has a range for every tensor, and
     Q/DQ elsewhere breaks TensorRT's fusions ("by default do not quantize their outputs", TensorRT's recommendations for
-    Q/DQ placement). Activations are quantized per tensor with the given scales, weights per output channel with
-    amax / 127 or the given ones, all symmetric INT8. What a Concat joins has one scale, the largest of those given.
+    Q/DQ placement). Activations are quantized per tensor with the given scales, weights with the given ones or
+    as ``chosen_weight_scale`` says, with room for their bias, all symmetric INT8. What a Concat joins has one scale,
+    the largest of those given.
 
     Args:
         model: A float model of opset 13 or later; its weights are initializers or Constant nodes.
@@ -115,6 +121,7 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
     }
     quantized: list[str] = []
     left_float: dict[str, str] = {}
+    transposed: set[str] = set()
     for node in model.graph.node:
         if node.op_type not in WEIGHTED_OPS or node.domain not in ("", "ai.onnx"):
             continue
@@ -124,7 +131,12 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
                 left_float[node_name(node)] = found
             continue
         sites.update(found)
+        if node.op_type == "ConvTranspose" and found[node.output[0], 1].axis is None:
+            transposed.add(node_name(node))
         quantized.append(node_name(node))
+    sites, without_room = with_room(graph, sites)
+    left_float.update(without_room)
+    quantized = [name for name in quantized if name not in without_room]
     if not quantized:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_float.items())[:3])
         raise QuantizationError(
@@ -132,7 +144,8 @@ def apply_ranges(model: onnx.ModelProto, ranges: DynamicRanges) -> RangesApplied
             hint="Give a range for the input of at least one Conv, ConvTranspose, Gemm or MatMul.",
         )
     widened = tuple(name for name, scale in scales.items() if scale != ranges.scales[name])
-    return RangesApplied(put_in(model, sites), tuple(quantized), left_float, unknown, widened)
+    one_scale = tuple(name for name in quantized if name in transposed)
+    return RangesApplied(put_in(model, sites), tuple(quantized), left_float, unknown, one_scale, widened)
 
 
 def _refuse_unusable(others: Sequence[Wanted], ranges: DynamicRanges) -> None:
@@ -199,42 +212,6 @@ def canonical_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     return put_in(stripped, sites)
 
 
-def weight_scale(weight: Array, axis: int | None) -> Array:
-    """Return amax / 127 of a float32 weight per channel of ``axis``, or of all of it; shape (channels,) or ().
-
-    Source: pytorch-quantization and TensorRT take the maximum for weights. A dead channel gets the scale of an amax of
-    1e-8, as training gives it.
-    """
-    if axis is None:
-        amax = np.abs(weight).max(initial=0)
-    else:
-        amax = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis), initial=0)
-    scale: Array = np.maximum(amax, SMALLEST_AMAX, dtype=np.float32) / np.float32(INT8_BOUND)
-    return scale.reshape(()) if scale.size == 1 else scale
-
-
-def channel_axis(node: onnx.NodeProto, position: int, rank: int) -> int | None:
-    """Return the output-channel axis of the weight of a weighted op; None where it has none.
-
-    Source: the weight layouts of https://onnx.ai/onnx/operators/: Conv (M, C/group, ...), ConvTranspose (C, M/group,
-    ...), Gemm (K, N) or with transB (N, K), MatMul (..., K, N), or (..., M, K) where the weight comes first.
-
-    Args:
-        node: The op.
-        position: Which of its inputs the weight is, 0 or 1.
-        rank: Number of dimensions of the weight.
-    """
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if int_attribute(node, "transB", 0) else 1
-    if rank < 2:
-        return None  # the only axis is the one that is summed over
-    return rank - 1 if position == 1 else rank - 2
-
-
 def _sharing(wanted: Iterable[Wanted], scales: Mapping[str, np.float32]) -> dict[str, np.float32]:
     """Return the scales with the largest of each group for all of the group."""
     groups: dict[int, set[str]] = defaultdict(set)
@@ -266,9 +243,14 @@ def _quantizers(
         return "its weights are not float32"
     if not np.isfinite(weight).all():
         raise ModelError(f"The weights {weight_name!r} of {node_name(node)} are not finite.")
+    of_weight = weight_scales.get(weight_name)
     axis = channel_axis(node, position, weight.ndim)
-    of_weight = weight_scales.get(weight_name, weight_scale(weight, axis))
-    if of_weight.ndim and (axis is None or len(of_weight) != weight.shape[axis]):
+    if of_weight is None:
+        chosen = chosen_weight_scale(node, position, weight)
+        if isinstance(chosen, str):
+            return chosen
+        of_weight, axis = chosen
+    elif of_weight.ndim and (axis is None or len(of_weight) != weight.shape[axis]):
         raise QuantizationError(
             f"The ranges have {len(of_weight)} scales for the weights {weight_name!r} of {node_name(node)}, whose "
             f"shape is {list(weight.shape)} with the output channels on axis {axis}."
@@ -281,16 +263,30 @@ def _quantizers(
 
 
 def _unusual_weight_scales(model: onnx.ModelProto) -> dict[str, Array]:
+    """Return the scales of weights that ``apply_ranges`` would not choose by itself."""
     stripped, sites = take_out(model, lambda pair: pair.quantizer is not None)
     graph = Graph(stripped.graph)
-    scales: dict[str, Array] = {}
+    usual, found = dict(sites), dict[Site, Quantizer]()
     for (output, position), quantizer in sites.items():
         node = graph.producer[output]
         weight = graph.constant(quantizer.tensor)
         if weight is None or node.op_type not in WEIGHTED_OPS or position > 1:
             continue
-        usual = weight_scale(weight, channel_axis(node, position, weight.ndim))
-        if usual.shape == quantizer.scale.shape and usual.tobytes() == quantizer.scale.tobytes():
+        if quantizer.axis not in (None, channel_axis(node, position, weight.ndim)):
+            raise QuantizationError(
+                f"The weight {quantizer.tensor!r} of {node_name(node)} has its scales along axis {quantizer.axis}; a "
+                "file of dynamic ranges holds one scale, or one per output channel."
+            )
+        found[output, position] = quantizer
+        chosen = chosen_weight_scale(node, position, weight)
+        if not isinstance(chosen, str):
+            usual[output, position] = Quantizer(quantizer.tensor, *chosen)
+        else:
+            del usual[output, position]
+    usual, _ = with_room(graph, usual)
+    scales: dict[str, Array] = {}
+    for site, quantizer in found.items():
+        if site in usual and usual[site].key == quantizer.key:
             continue
         if scales.setdefault(quantizer.tensor, quantizer.scale).tobytes() != quantizer.scale.tobytes():
             raise QuantizationError(f"Weight {quantizer.tensor!r} is quantized in two ways; ranges hold one.")

@@ -8,30 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import version_converter
 
-from trtdeploy.calibration import AbsHistogram, amax_of
-from trtdeploy.counting import counted
 from trtdeploy.errors import DataError, InferenceError, ModelError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, evaluate, map_labels
 from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
 from trtdeploy.fixed_inputs import parse_fixed
-from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
 from trtdeploy.onnxgraph.layers import count_quantized
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, node_name, opset_version
-from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in
+from trtdeploy.onnxgraph.qdq import node_name, opset_version
+from trtdeploy.onnxgraph.qdq_pairs import put_in
 from trtdeploy.onnxgraph.quantization_check import require_quantization
-from trtdeploy.onnxgraph.ranges_to_qdq import (
-    LOWEST_OPSET,
-    SMALLEST_AMAX,
-    channel_axis,
-    require_float_model,
-    weight_scale,
-)
+from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET, require_float_model
 from trtdeploy.onnxgraph.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, keep_model, load_source
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
 from trtdeploy.preprocessing import Preprocessing
@@ -42,6 +32,7 @@ from trtdeploy.ptq.in_float import left_in_float
 from trtdeploy.ptq.observe import Observer
 from trtdeploy.ptq.options import PtqOptions
 from trtdeploy.ptq.parting import Parts
+from trtdeploy.ptq.quantizers import Quantizers
 from trtdeploy.runtimes.onnxruntime.witness import Witness, serialized
 from trtdeploy.samples import Opened, draw, ids_digest, open_samples
 from trtdeploy.statistics import Interval
@@ -69,6 +60,7 @@ class Quantized:
         quantized_layers: Those of them that Q/DQ quantizes.
         activations: Quantized activation tensors.
         left_float: Why a layer with constant weights is not quantized, by its name.
+        one_scale: Names of every ConvTranspose whose weight has one scale for all output channels.
         calibration: What the file's metadata says about calibration.
         output_sqnr_db: Signal to quantization noise of the answers (see ``answers``) to all samples; None where it is
             infinite or not defined.
@@ -83,6 +75,7 @@ class Quantized:
     quantized_layers: int
     activations: int
     left_float: dict[str, str]
+    one_scale: tuple[str, ...]
     calibration: dict[str, Any]
     output_sqnr_db: float | None
     worst_channel: WorstChannel | None
@@ -136,7 +129,7 @@ def quantize(
     preprocessing = source.preprocessing or preprocessing
     float_model = _prepared(source.proto)
     wanted = float32_sites(float_model, wanted_sites(float_model, target=options.target))
-    sites = _quantizable(float_model, _not_skipped(float_model, wanted, options.skip), options.skip)
+    given = Quantizers(float_model, _not_skipped(float_model, wanted, options.skip), options)
     answers = answers_of(float_model)
     fixed = parse_fixed(options.fixed, source.inputs)
     with open_samples(data, source.inputs, preprocessing, split_seed=options.split_seed, fixed=fixed) as opened:
@@ -146,10 +139,9 @@ def quantize(
         def shown(label: str) -> Progress:
             return lambda done, total: progress(label, done, total) if progress else None
 
-        keys = {wanted.tensor: _key(wanted) for wanted in sites if wanted.reason != "weight"}
         observed, held_out = parts.held_out() if options.method == "auto" else (parts.batches, [])
         read = parts.read(observed, shown("calibrating"))
-        observer = Observer(float_model, keys)
+        observer = Observer(float_model, given.keys)
         try:
             observer.look(read)
         except InferenceError as error:
@@ -165,16 +157,14 @@ def quantize(
         else:
             scores = score_candidates(
                 float_model,
-                lambda candidate: put_in(
-                    float_model, _quantizers(float_model, sites, observer.histograms, candidate)[0]
-                ),
+                lambda candidate: put_in(float_model, given.of(observer.histograms, candidate)[0]),
                 list(parts.read(held_out)),
                 shown("choosing a method"),
                 answers,
             )
             best = best_of(scores)
             observer.look(parts.read(held_out, shown("calibrating")))
-        quantizers, clamped = _quantizers(float_model, sites, observer.histograms, best)
+        quantizers, without_room = given.of(observer.histograms, best)
         quantized = put_in(float_model, quantizers)
         calibration = {
             "method": best.method,
@@ -184,9 +174,10 @@ def quantize(
             "images": len(chosen),
             "seed": options.seed,
             "image_ids_sha256": ids_digest(opened.samples, chosen),
-            "clamped_ranges": clamped,
+            "clamped_ranges": given.dead(observer.histograms, best),
             "target": options.target,
             "skip": list(options.skip),
+            "transposed_weights": options.transposed_weights,
             "fixed": list(options.fixed),
             "float_sha256": source.sha256,
         }
@@ -204,8 +195,9 @@ def quantize(
         sha256=sha256_bytes(content),
         layers=layers.weighted_layers,
         quantized_layers=layers.quantized_layers,
-        activations=len(keys),
-        left_float=left_in_float(quantized, options.skip),
+        activations=len({each.tensor for each in quantizers.values() if each.tensor in given.keys}),
+        left_float={**left_in_float(quantized, options.skip), **given.left_float, **without_room},
+        one_scale=given.one_scale(quantizers),
         calibration=calibration,
         output_sqnr_db=close.sqnr_db,
         worst_channel=close.worst,
@@ -233,79 +225,6 @@ def _not_skipped(model: onnx.ModelProto, sites: list[Wanted], skip: tuple[str, .
     candidates = sorted({names[wanted.site[0]] for wanted in sites})
     require_matches(skip, candidates, kind="node that would be quantized")
     return [wanted for wanted in sites if not matches_any(names[wanted.site[0]], skip)]
-
-
-def _quantizable(model: onnx.ModelProto, sites: list[Wanted], skip: tuple[str, ...]) -> list[Wanted]:
-    """Leave out layers whose weights are not float32: their input stays in float too."""
-    graph = Graph(model.graph)
-    left: set[str] = set()
-    for wanted in sites:
-        if wanted.reason == "weight":
-            weight = graph.constant(wanted.tensor)
-            if weight is None or weight.dtype != np.float32:
-                left.add(wanted.site[0])
-            elif not np.isfinite(weight).all():
-                raise ModelError(f"The weights {wanted.tensor!r} are not finite.")
-    kept = [wanted for wanted in sites if wanted.site[0] not in left]
-    if not any(wanted.reason == "weight" for wanted in kept):
-        hidden = _in_branches(model.graph)
-        raise QuantizationError(
-            "Nothing in the model can be quantized: no Conv, ConvTranspose, Gemm or MatMul has constant float32 "
-            "weights, or --skip leaves none."
-            + "".join(f"\n  {name} stays in float: {why}" for name, why in left_in_float(model, skip).items()),
-            hint=f"{counted(sum(hidden.values()), 'layer')} in the branches of {', '.join(hidden)} cannot be reached: "
-            "quantize an export of the one case that is served."
-            if hidden
-            else None,
-        )
-    return kept
-
-
-def _in_branches(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return how many ops with weights lie in the branches or the body of each If, Loop and Scan that has such."""
-
-    def inside(node: onnx.NodeProto) -> int:
-        bodies = [entry.g for entry in node.attribute if entry.HasField("g")]
-        return sum(each.op_type in WEIGHTED_OPS or inside(each) for body in bodies for each in body.node)
-
-    found = {f"{node.op_type} {node_name(node)}": inside(node) for node in graph.node}
-    return {name: layers for name, layers in found.items() if layers}
-
-
-def _key(wanted: Wanted) -> str:
-    return wanted.tensor if wanted.group is None else f"group {wanted.group}"
-
-
-def _quantizers(
-    model: onnx.ModelProto, sites: list[Wanted], histograms: Mapping[str, AbsHistogram], chosen: Candidate
-) -> tuple[dict[Site, Quantizer], int]:
-    """Return a quantizer for every site, and how many ranges were 0 and are tiny now."""
-    graph = Graph(model.graph)
-    amax = {key: _amax(key, found, chosen, sites) for key, found in histograms.items()}
-    quantizers: dict[Site, Quantizer] = {}
-    for wanted in sites:
-        if wanted.reason == "weight":
-            weight = graph.constant(wanted.tensor)
-            assert weight is not None  # ``_quantizable`` has seen it
-            axis = channel_axis(graph.producer[wanted.site[0]], wanted.site[1], weight.ndim)
-            scale = weight_scale(weight, axis)
-            quantizers[wanted.site] = Quantizer(wanted.tensor, scale, axis if scale.ndim else None)
-        else:
-            largest = np.maximum(np.float32(amax[_key(wanted)]), SMALLEST_AMAX)
-            quantizers[wanted.site] = Quantizer(wanted.tensor, np.asarray(largest / np.float32(INT8_BOUND)))
-    return quantizers, sum(bool(value < SMALLEST_AMAX) for value in amax.values())
-
-
-def _amax(key: str, found: AbsHistogram, chosen: Candidate, sites: list[Wanted]) -> float:
-    if not found.n:
-        sharing = [wanted for wanted in sites if wanted.reason != "weight" and _key(wanted) == key]
-        tensors = ", ".join(repr(name) for name in dict.fromkeys(wanted.tensor for wanted in sharing))
-        raise QuantizationError(
-            f"No sample gave {tensors} a value, so no range can be found for it.",
-            hint="Give samples that reach it (with something to detect, for a second stage), or leave the layer that "
-            "reads it in float with --skip PATTERN.",
-        )
-    return amax_of(found, chosen.method, percentile=chosen.percentile or 100)
 
 
 def _checked(model: onnx.ModelProto) -> bytes:

@@ -9,6 +9,7 @@ import onnx
 from onnx import helper, numpy_helper, version_converter
 
 from trtdeploy.onnxgraph.groups import Groups
+from trtdeploy.onnxgraph.int8_scales import chosen_weight_scale, with_room
 from trtdeploy.onnxgraph.lint.float_view import FloatView, float_view
 from trtdeploy.onnxgraph.lint.integer_ops import integer_ops_to_qdq
 from trtdeploy.onnxgraph.lint.linter import lint
@@ -25,7 +26,7 @@ from trtdeploy.onnxgraph.qdq import (
     remove_unused,
 )
 from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in, take_out
-from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET, channel_axis, weight_scale
+from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET
 from trtdeploy.tensors import Array
 
 _GONE_WITH_THE_REST = ("output-pair", "unused-pair", "codes-read")
@@ -58,7 +59,8 @@ def fix(model: onnx.ModelProto) -> Fixed:
 
     Ops on codes become Q/DQ around float ops; an opset before 13 is converted; asymmetric activations get the symmetric
     range that holds their old one, per tensor; weights are quantized again per output channel from the floats that they
-    stand for; other constants become float. Q/DQ that is in the way of a fusion or that nothing uses is taken out.
+    stand for, and with larger scales where their bias would not fit into INT32; other constants become float. Q/DQ that
+    is in the way of a fusion or that nothing uses is taken out.
     Where Q/DQ is missing and the range is known, because the same tensor is quantized elsewhere, it is put in.
     """
     fixed = onnx.ModelProto()
@@ -160,6 +162,7 @@ def _placed_again(model: onnx.ModelProto, repairs: list[Repair], *, has_useless:
     ]
     _add_missing(Graph(stripped.graph), view, placed, sites, repairs, known=activation_scales(graph))
     _unify(graph, view, placed, sites, repairs)
+    sites = _with_room(Graph(stripped.graph), sites, repairs)
     if len(repairs) == count and not has_useless:
         remove_unused(model.graph)
         return model
@@ -189,13 +192,22 @@ def _add_missing(
             repairs.append(Repair(rule, node_name(view.graph.producer[wanted.site[0]]), where))
 
 
+def _with_room(graph: Graph, sites: dict[Site, Quantizer], repairs: list[Repair]) -> dict[Site, Quantizer]:
+    """Give biases room; what a single scale cannot do without losing other channels is left."""
+    roomy, _ = with_room(graph, sites)
+    roomy = {site: roomy.get(site, quantizer) for site, quantizer in sites.items()}
+    changed = dict.fromkeys(site[0] for site, quantizer in sites.items() if roomy[site] is not quantizer)
+    what = "the scales of its weight leave its bias room in INT32"
+    repairs += [Repair("bias-overflow", node_name(graph.producer[name]), what) for name in changed]
+    return roomy
+
+
 def _of_weight(graph: Graph, node: onnx.NodeProto, wanted: Wanted) -> Quantizer | None:
     values = graph.constant(node.input[wanted.site[1]])
     if values is None or values.dtype != np.float32 or not np.isfinite(values).all():
         return None
-    axis = channel_axis(node, wanted.site[1], values.ndim)
-    scale = weight_scale(values, axis)
-    return Quantizer(node.input[wanted.site[1]], scale, axis if scale.ndim else None)
+    chosen = chosen_weight_scale(node, wanted.site[1], values)
+    return None if isinstance(chosen, str) else Quantizer(node.input[wanted.site[1]], *chosen)
 
 
 def _unify(

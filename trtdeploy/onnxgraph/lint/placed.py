@@ -10,7 +10,7 @@ import onnx
 from trtdeploy.onnxgraph.lint.float_view import FloatView
 from trtdeploy.onnxgraph.lint.rules import Finding
 from trtdeploy.onnxgraph.placement import Wanted, wanted_sites
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, node_name
+from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name
 from trtdeploy.onnxgraph.qdq_pairs import Site
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -89,7 +89,11 @@ def placement(view: FloatView) -> Placement:
         missing=missing,
         hindering=hindering,
         groups=list(_groups(view)),
-        in_float=[node for name, node in layers.items() if name not in touched and name in between],
+        in_float=[
+            node
+            for name, node in layers.items()
+            if name not in touched and name in between and not _has_no_scales(node)
+        ],
     )
 
 
@@ -111,6 +115,11 @@ def _is_layer(graph: Graph, node: onnx.NodeProto) -> bool:
     if node.op_type not in WEIGHTED_OPS or len(node.input) < 2:
         return False
     return (graph.constant(node.input[0]) is None) != (graph.constant(node.input[1]) is None)
+
+
+def _has_no_scales(node: onnx.NodeProto) -> bool:
+    """Say whether no scales of a layer's weight are right, see ``chosen_weight_scale``, so that it stays in float."""
+    return node.op_type == "ConvTranspose" and int_attribute(node, "group", 1) != 1
 
 
 def _between(model: onnx.ModelProto, quantized: set[str]) -> set[str]:

@@ -86,6 +86,13 @@ _ALL = (
          "Export with opset 13 or later, and a scale per output channel.", "ONNX QuantizeLinear-13"),
     Rule("Q027", "subgraph", "warning", "If, Loop or Scan: what their bodies hold is not checked.",
          "Check it by hand, or export without control flow.", "this linter"),
+    Rule("Q028", "bias-overflow", "warning", "A bias that the scales of input and weight leave no room in INT32, "
+         "where integer kernels add it.", "Give the weight, or its dead channel, a larger scale. TensorRT itself adds "
+         "a float bias; ONNX Runtime does not.",
+         "ONNX Runtime's WeightBiasQuantization; TensorFlow Lite's quantization specification"),
+    Rule("Q029", "transposed-axis", "warning", "A ConvTranspose whose weight has a scale per channel: tools write them "
+         "along axis 0 or 1, and which one TensorRT's kernels want is contradicted.", "Give the weight one scale, or "
+         "compare the plan with the model.", "NVIDIA/TensorRT#1694, #1699, #1519, #2380"),
 )  # fmt: skip
 
 RULES = {rule.name: rule for rule in _ALL}

@@ -10,6 +10,7 @@ from trtdeploy.onnxgraph.lint.float_view import FloatView, float_view
 from trtdeploy.onnxgraph.lint.integer_ops import is_integer_op
 from trtdeploy.onnxgraph.lint.placed import Placement, placement, placement_findings
 from trtdeploy.onnxgraph.lint.rules import Finding
+from trtdeploy.onnxgraph.lint.weights import weight_findings
 from trtdeploy.onnxgraph.qdq import Graph, node_name, opset_version, outer_names
 from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET
 
@@ -28,7 +29,7 @@ def structure_findings(model: onnx.ModelProto, graph: Graph, *, with_opset: bool
     order = {name: place for place, node in enumerate(model.graph.node) for name in (node_name(node), *node.output)}
     view = float_view(model, graph)
     placed = placement(view)
-    found = [*placement_findings(view, placed), *_concats(graph, view, placed)]
+    found = [*placement_findings(view, placed), *_concats(graph, view, placed), *weight_findings(graph, view)]
     outputs = {output.name for output in model.graph.output}
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):

@@ -12,11 +12,11 @@ from onnx import helper, numpy_helper
 
 from trtdeploy.errors import ModelError
 from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
+from trtdeploy.onnxgraph.int8_scales import activation_scale, channel_axis, weight_scale
 from trtdeploy.onnxgraph.lint.linear import weight_readers
 from trtdeploy.onnxgraph.lint.linter import errors
-from trtdeploy.onnxgraph.qdq import Graph, dequantized_constant, node_name, unused
+from trtdeploy.onnxgraph.qdq import Graph, dequantized_constant, int_attribute, node_name, unused
 from trtdeploy.onnxgraph.qdq_pairs import Pair, pairs
-from trtdeploy.onnxgraph.ranges_to_qdq import SMALLEST_AMAX, channel_axis, weight_scale
 from trtdeploy.tensors import Array
 
 _KEEP_SIGN = frozenset(
@@ -140,7 +140,8 @@ class Rewriter:
         limits = np.iinfo(zero.dtype)
         ends = [np.abs((end - zero.astype(np.float64)) * scale) for end in (limits.min, limits.max)]
         is_symmetric = zero.dtype == np.int8 and not zero.any()
-        new = np.float32(max(scale.max() if is_symmetric else np.max(ends) / INT8_BOUND, SMALLEST_AMAX / INT8_BOUND))
+        new = np.float32(scale.max() if is_symmetric else np.max(ends) / INT8_BOUND)
+        new = new if new > 0 else activation_scale(0).reshape(-1)[0]
         names = [_name(node) for node in (quantize, *everyone)]
         if self._begins_at_zero(quantize) and quantize.input[0] not in self._positive:
             # codes that begin at 0 do the work of a Relu, and ONNX Runtime's quantizer has taken that out
@@ -172,7 +173,7 @@ class Rewriter:
             if rule:
                 self.done.append((rule, _name(dequantize), f"the constant {output!r} is float"))
             return
-        axis = self._output_channels(output, values.ndim)
+        axis = self._channels(dequantize, values)
         scale = _stored(weight_scale(values.astype(np.float32), axis), old.dtype)
         axis = axis if scale.ndim else None
         if pair.quantize is not None:
@@ -185,10 +186,15 @@ class Rewriter:
         per = f"with {scale.size} scales along axis {axis}" if axis is not None else "with one scale"
         self.done.append((rule, _name(dequantize), f"the weight {output!r} is quantized as symmetric INT8 {per}"))
 
-    def _output_channels(self, name: str, rank: int) -> int | None:
-        for axis in range(rank):
-            for reader, position, seen in weight_readers(self._graph, name, axis, rank):
-                if seen == channel_axis(reader, position, rank):
+    def _channels(self, dequantize: onnx.NodeProto, values: Array) -> int | None:
+        """Return the axis of output channels; of a ConvTranspose that of the scales that it has, if they fit."""
+        old, own = self._graph.constant(dequantize.input[1]), int_attribute(dequantize, "axis", 1)
+        for axis in range(values.ndim):
+            for reader, position, seen in weight_readers(self._graph, dequantize.output[0], axis, values.ndim):
+                if reader.op_type == "ConvTranspose":
+                    has_channels = old is not None and old.shape == values.shape[own : own + 1] and old.size > 1
+                    return own % values.ndim if has_channels else None
+                if seen == channel_axis(reader, position, values.ndim):
                     return axis
         return None
 

@@ -109,7 +109,7 @@ class CalibrationFacts(_Facts):
     Attributes:
         image_ids_sha256: Over the sorted identifiers, one per line.
         pixels_sha256: Over the decoded pixels, uint8, in the order of the dataset; None if it was not recorded.
-        clamped_ranges: How many ranges were 0 and are tiny now.
+        clamped_ranges: How many ranges were 0, or too small for a scale, and so are replaced.
         idle_layers: Layers that never ran, and so have no ranges and stay in float.
         candidates: What was tried where the method was to be the best of all; the ranges are those of the best.
         bias_correction: None if there was none.
@@ -241,6 +241,9 @@ def load_checkpoint(
                 hint="Calibrate the float checkpoint again: trtdeploy train calibrate",
             )
         example = torch.zeros(1, *facts.preprocessing.sample_shape)
+        if "transposed_weights" not in facts.quantization.model_fields_set:  # an older version wrote it
+            older = facts.quantization.model_copy(update={"transposed_weights": "per-channel"})
+            facts = facts.model_copy(update={"quantization": older})
         network = quantize(network, facts.quantization, example=example)
         _leave_idle(path, network, facts)
         reserve_ranges(network)

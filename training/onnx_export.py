@@ -32,6 +32,7 @@ from training.quantization import (
     as_arguments,
     count_layers,
     exported_pairs,
+    give_room,
     quantized_layers,
     quantizers,
     quantizers_off,
@@ -227,6 +228,7 @@ def _as_exported(network: nn.Module) -> Iterator[None]:
     device = device_of(network)
     following = [layer for layer in quantized_layers(network) if layer.follows]
     refresh_ranges(network)
+    give_room(network)  # training has moved the biases, or another tool has chosen the ranges
     learning = {quantizer: quantizer.learned_range for _, quantizer in quantizers(network)}
     for quantizer in learning:
         quantizer.learned_range = None

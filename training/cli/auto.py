@@ -25,6 +25,8 @@ from training.cli.options import (
     TargetName,
     Toolkit,
     ToolkitName,
+    TransposedWeights,
+    TransposedWeightsName,
 )
 from training.cli.reporting import check_ledger, score_and_record, score_and_record_onnx
 from trtdeploy.cli.console import door
@@ -48,6 +50,7 @@ def auto(
     ] = 0.5,
     target: Target = TargetName.tensorrt,
     toolkit: Toolkit = ToolkitName.pytorch_quantization,
+    transposed_weights: TransposedWeights = TransposedWeightsName.per_tensor,
     skip: Skip = None,
     model: Model = None,
     image_size: ImageSize = None,
@@ -79,7 +82,12 @@ def auto(
                 start,
                 output,
                 max_drop=max_drop,
-                spec=QuantizationSpec(target=target.value, toolkit=toolkit.value, skip=tuple(skip or ())),
+                spec=QuantizationSpec(
+                    target=target.value,
+                    toolkit=toolkit.value,
+                    skip=tuple(skip or ()),
+                    transposed_weights=transposed_weights.value,
+                ),
                 split_seed=split_seed,
                 execution=execution,
                 say=lambda line: typer.echo(line, err=True),

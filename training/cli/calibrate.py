@@ -26,6 +26,8 @@ from training.cli.options import (
     TargetName,
     Toolkit,
     ToolkitName,
+    TransposedWeights,
+    TransposedWeightsName,
 )
 from training.cli.reporting import check_output, report, score_and_record
 from trtdeploy.cli.console import Output as Stdout
@@ -55,6 +57,7 @@ def calibrate(
     ] = False,
     target: Target = TargetName.tensorrt,
     toolkit: Toolkit = ToolkitName.pytorch_quantization,
+    transposed_weights: TransposedWeights = TransposedWeightsName.per_tensor,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Use so many of the calibration images (default: all).")
     ] = None,
@@ -91,7 +94,12 @@ def calibrate(
                 dataset,
                 start,
                 output,
-                spec=QuantizationSpec(target=target.value, toolkit=toolkit.value, skip=tuple(skip or ())),
+                spec=QuantizationSpec(
+                    target=target.value,
+                    toolkit=toolkit.value,
+                    skip=tuple(skip or ()),
+                    transposed_weights=transposed_weights.value,
+                ),
                 method=method.value,
                 percentile=99.99 if percentile is None else percentile,
                 images=images,

@@ -34,6 +34,13 @@ class ToolkitName(str, Enum):
     modelopt = "modelopt"
 
 
+class TransposedWeightsName(str, Enum):
+    """How the weights of transposed convolutions are quantized."""
+
+    per_tensor = "per-tensor"
+    per_channel = "per-channel"
+
+
 class ScoredStage(str, Enum):
     """The ledger's stages that are checkpoints."""
 
@@ -96,6 +103,10 @@ LedgerFile = Annotated[
 ]
 Target = Annotated[TargetName, typer.Option("--target", help="Whose rules say where the quantizers go.")]
 Toolkit = Annotated[ToolkitName, typer.Option("--toolkit", help="Whose quantizers are put in.")]
+TransposedWeights = Annotated[
+    TransposedWeightsName,
+    typer.Option("--transposed-weights", help="Scales of a transposed convolution's weight: one, or one per channel."),
+]
 Skip = Annotated[
     list[str] | None,
     typer.Option("--skip", help="Leave layers of such names in float, for example 'features.0.*'; repeatable."),

@@ -29,7 +29,15 @@ from training.loop import score
 from training.predict import device_of
 from training.ptq.bias_correction import correct_biases
 from training.ptq.ranges import fix_ranges, observe
-from training.quantization import QuantizationSpec, QuantizedLayer, Quantizer, count_layers, prepare
+from training.quantization import (
+    QuantizationSpec,
+    QuantizedLayer,
+    Quantizer,
+    count_layers,
+    give_room,
+    prepare,
+    quantized_layers,
+)
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method
 from trtdeploy.datasets import Dataset, Split
 from trtdeploy.errors import LedgerError, QuantizationError, UsageError
@@ -93,9 +101,9 @@ def calibrate(
     warn_of_other_splits(start, dataset)
     preprocessing = start.facts.preprocessing
     chosen = _draw(len(split), images, seed)
-    spec = spec or QuantizationSpec()
     example = torch.zeros(1, *preprocessing.sample_shape, device=device)
     model = prepare(start.model.eval().to(device), example, spec)
+    spec = next(quantized_layers(model)).spec  # without what prepare leaves in float
     images_to_pass = len(chosen) * (2 if bias_correction else 1)
 
     def passed(done: int) -> None:
@@ -120,6 +128,7 @@ def calibrate(
     corrected: BiasCorrectionFacts | None = None
     if bias_correction:
         corrected = _correct(model, _shuffled(split, chosen, preprocessing, seed, device), dev, len(chosen), passed)
+        give_room(model)
         dev = dev_score()
     ids = sorted(split.ids[index] for index in chosen)
     facts = CheckpointFacts(

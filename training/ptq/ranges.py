@@ -17,6 +17,7 @@ from training.quantization import (
     Quantizer,
     as_arguments,
     count_layers,
+    give_room,
     largest_per_channel,
     quantized_layers,
     quantizers,
@@ -25,6 +26,7 @@ from training.quantization import (
 )
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method, amax_of
 from trtdeploy.errors import QuantizationError, UsageError
+from trtdeploy.onnxgraph.int8_scales import DEAD_AMAX
 
 Collector = TypeVar("Collector", bound=AbsMaximum)
 
@@ -70,7 +72,9 @@ def fix_ranges(
     method: Method = "max",
     percentile: float = 99.99,
 ) -> int:
-    """Give every quantizer its range: activations by ``method``, weights the largest |w| of each output channel.
+    """Give every quantizer its range: activations by ``method``, weights the largest |w|, and room for the bias.
+
+    An activation that was 0 throughout gets the range that ``int8_scales.activation_scale`` gives it.
 
     The ranges lie where the weights do.
 
@@ -84,7 +88,7 @@ def fix_ranges(
     a range from before.
 
     Returns:
-        How many ranges were 0, because a tensor never varied or a channel is dead, and are tiny now.
+        How many ranges were 0, because a tensor never varied or a channel is dead, and are replaced.
 
     Raises:
         QuantizationError: No layer ran, or a range is not finite.
@@ -110,7 +114,9 @@ def fix_ranges(
         if not bool(torch.isfinite(amax).all()):
             raise QuantizationError(f"The range of {quantizer.label} is not finite.")
         clamped += int((amax < SMALLEST_AMAX).sum())
-        quantizer.set_amax(amax.clamp(min=SMALLEST_AMAX).to(device))
+        stand_in = DEAD_AMAX if quantizer.of_activation and not bool(amax.any()) else SMALLEST_AMAX
+        quantizer.set_amax(amax.clamp(min=float(stand_in)).to(device))
+    give_room(model)
     return clamped
 
 

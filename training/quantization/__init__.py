@@ -1,6 +1,7 @@
 """Fake quantization of torch networks: quantizers, and where they sit."""
 
 from training.quantization.arguments import Inputs, as_arguments, input_names, tensors_in, unwrapped
+from training.quantization.bias_room import give_room, skip_lost
 from training.quantization.exported_pairs import exported_pairs
 from training.quantization.insertion import quantize, quantized_layers, reserve_ranges
 from training.quantization.layer_count import FloatLayer, LayerCount, count_layers
@@ -29,6 +30,7 @@ __all__ = [
     "as_arguments",
     "count_layers",
     "exported_pairs",
+    "give_room",
     "input_names",
     "largest_per_channel",
     "make_quantizer",
@@ -39,6 +41,7 @@ __all__ = [
     "quantizers_off",
     "refresh_ranges",
     "reserve_ranges",
+    "skip_lost",
     "tensors_in",
     "unwrapped",
 ]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from training.quantization.quantizer import SMALLEST_AMAX, Quantizer
+from training.quantization.quantizer import INT8_BOUND, SMALLEST_AMAX, Quantizer
 from training.quantization.spec import QuantizationSpec
 from training.quantization.toolkits import make_quantizer
+from trtdeploy.onnxgraph.int8_scales import is_too_small, smallest_scale
 
 WEIGHTED = (
     nn.Conv1d,
@@ -61,7 +62,7 @@ class QuantizedLayer(nn.Module):
         """Return the weight as it is multiplied with; its range is taken from it first, where that follows."""
         weight, quantizer = self.weight, self._weight_quantizer
         if self.follows and quantizer.enabled and quantizer.amax is not None:
-            quantizer.amax.copy_(range_of(weight, quantizer))
+            quantizer.amax.copy_(range_of(self, weight))
         quantized: Tensor = quantizer(weight)
         return quantized
 
@@ -187,11 +188,17 @@ def why_not_quantizable(layer: nn.Module) -> str | None:
     return None
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """Return whether a layer is a transposed convolution."""
+    return isinstance(layer, _TRANSPOSED)
+
+
 def quantized_twin(layer: nn.Module, path: str, spec: QuantizationSpec) -> QuantizedLayer | None:
     """Return a layer that shares everything with ``layer``, with quantizers; None if it is of no known class.
 
     A subclass is known if it computes what its base does, see ``computes_as``. A transposed convolution with groups is
-    not taken, because the axis of its output channels is spread over two.
+    not taken, because the axis of its output channels is spread over two; of one without, the weight has one range
+    or, ``per-channel``, one per output channel: see ``trtdeploy.onnxgraph.int8_scales.chosen_weight_scale``.
     """
     base = computes_as(layer)
     if base is None or not is_quantizable(layer):
@@ -200,11 +207,14 @@ def quantized_twin(layer: nn.Module, path: str, spec: QuantizationSpec) -> Quant
     if type(layer) is not base:
         mixin = next(each for each in kind.__bases__ if issubclass(each, QuantizedLayer))
         kind = type(f"Quantized{type(layer).__name__}", (mixin, type(layer)), {})
-    transposed = issubclass(kind, _QuantizedTransposed)
+    axis: int | None = 0
+    if is_transposed(layer):
+        axis = 1 if spec.transposed_weights == "per-channel" else None
     twin = kind.__new__(kind)
     twin.__dict__ = {name: value.copy() if isinstance(value, dict) else value for name, value in layer.__dict__.items()}
     twin._input_quantizer = make_quantizer(f"{path}.input", axis=None, toolkit=spec.toolkit)
-    twin._weight_quantizer = make_quantizer(f"{path}.weight", axis=1 if transposed else 0, toolkit=spec.toolkit)
+    twin._weight_quantizer = make_quantizer(f"{path}.weight", axis=axis, toolkit=spec.toolkit)
+    twin._weight_quantizer.of_activation = False
     twin.quantizes_input, twin.spec = True, spec
     return twin.train(layer.training)
 
@@ -215,19 +225,43 @@ def plain_twin_of(layer: QuantizedLayer) -> type[QuantizedLayer]:
 
 
 def channel_shape(layer: QuantizedLayer) -> tuple[int, ...]:
-    """Return the shape of one value per output channel that broadcasts against the weight."""
+    """Return the shape of the ranges of a weight, which broadcasts against it."""
     axis = layer.weight_quantizer.axis
     return tuple(size if index == axis else 1 for index, size in enumerate(layer.weight.shape))
 
 
 def largest_per_channel(layer: QuantizedLayer) -> Tensor:
-    """Return the largest |w| per output channel, in ``channel_shape``."""
+    """Return the largest |w| of every range of a weight, in ``channel_shape``."""
     return _largest(layer.weight, layer.weight_quantizer)
 
 
-def range_of(weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """Return the range of a weight: the largest |w| per output channel, never 0."""
-    return _largest(weight, quantizer).clamp(min=SMALLEST_AMAX)
+def range_of(layer: QuantizedLayer, weight: Tensor) -> Tensor:
+    """Return the ranges of a layer's weight: the largest |w|, never 0, and wide enough for the bias.
+
+    Args:
+        layer: The layer.
+        weight: Of it, which may be computed from parameters.
+    """
+    amax = _largest(weight, layer.weight_quantizer).clamp(min=float(SMALLEST_AMAX))
+    smallest = smallest_amax(layer)
+    return amax if smallest is None else torch.where(is_too_small(amax, smallest), smallest, amax)
+
+
+@torch.no_grad()
+def smallest_amax(layer: QuantizedLayer) -> Tensor | None:
+    """Return the smallest ranges of a weight beside which the bias fits into INT32, in ``channel_shape``.
+
+    None without a bias or a quantized input. The rule is ``int8_scales.smallest_scale``'s.
+    """
+    bias, given = layer.bias, layer.input_quantizer
+    if not isinstance(bias, Tensor) or not layer.weight_quantizer.enabled or not given.enabled or given.amax is None:
+        return None
+    finite = bias.detach().float()
+    finite = torch.where(finite.isfinite(), finite, torch.zeros_like(finite))
+    if layer.weight_quantizer.axis is None:
+        finite = finite.abs().max()
+    smallest: Tensor = smallest_scale(finite, given.amax.reshape(()) / INT8_BOUND) * INT8_BOUND
+    return smallest.reshape(channel_shape(layer))
 
 
 @torch.no_grad()
@@ -243,10 +277,11 @@ def refresh_ranges(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, Quantizer) and layer.learned_range is not None:
             layer.learned_range.write_back()
+    for layer in model.modules():
         if isinstance(layer, QuantizedLayer) and layer.weight_quantizer.enabled:
             amax = layer.weight_quantizer.amax
             if amax is not None:
-                amax.copy_(range_of(layer.weight, layer.weight_quantizer))
+                amax.copy_(range_of(layer, layer.weight))
 
 
 def _largest(weight: Tensor, quantizer: Quantizer) -> Tensor:

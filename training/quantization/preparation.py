@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from training.quantization.arguments import Inputs, as_arguments, tensors_in
+from training.quantization.bias_room import skip_lost
 from training.quantization.insertion import quantize, quantized_layers
 from training.quantization.layers import QuantizedLayer
 from training.quantization.spec import QuantizationSpec
@@ -40,7 +41,7 @@ def prepare(network: nn.Module, example_inputs: Inputs, spec: QuantizationSpec |
     """
     arguments = as_arguments(network, example_inputs)
     _require_it_runs(network, arguments)
-    prepared = quantize(network, spec, example=arguments)
+    prepared = quantize(network, skip_lost(network, spec or QuantizationSpec()), example=arguments)
     for layer in quantized_layers(prepared):
         layer.follows = True
     prepared._register_load_state_dict_pre_hook(_leave_idle_in_float, with_module=True)  # type: ignore[no-untyped-call]

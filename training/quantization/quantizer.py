@@ -1,7 +1,8 @@
 """Quantizers whose arithmetic is that of Q/DQ.
 
-Symmetric INT8: inputs per tensor, weights per output channel; ``scale = amax / 127``, zero-point 0, values clamped to
-[-128, 127] and rounded half to even. That is what QuantizeLinear and TensorRT's explicit quantization compute.
+Symmetric INT8: inputs per tensor, weights per output channel or per tensor; ``scale = amax / 127``, zero-point 0,
+values clamped to [-128, 127] and rounded half to even. That is what QuantizeLinear and TensorRT's explicit quantization
+compute.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from training.quantization.learned_range import LearnedRange
 from trtdeploy.errors import QuantizationError
+from trtdeploy.onnxgraph import int8_scales
 
 INT8_BOUND = 127
-SMALLEST_AMAX = 1e-8
-"""Stands for an amax of 0. A scale of 0 divides by zero and TensorRT refuses it; so small a one still maps 0 to 0."""
+SMALLEST_AMAX = float(int8_scales.SMALLEST_AMAX)
+"""Stands for a smaller amax of a weight. A scale of 0 divides by zero and TensorRT refuses it."""
 
 
 class Quantizer(nn.Module):
@@ -31,10 +33,12 @@ class Quantizer(nn.Module):
 
     Attributes:
         label: What messages call the tensor, for example ``features.0.0.input``.
+        of_activation: Whether it quantizes an activation, with one range; else a weight.
         learned_range: Stands in for ``amax`` while ranges are learned.
     """
 
     label: str
+    of_activation: bool = True
     learned_range: LearnedRange | None
     if TYPE_CHECKING:
         axis: int | None
@@ -45,11 +49,6 @@ class Quantizer(nn.Module):
         def enable(self) -> None: ...
 
         def disable(self) -> None: ...
-
-    @property
-    def of_activation(self) -> bool:
-        """Whether it quantizes an activation, with one range; else a weight, with one per output channel."""
-        return self.axis is None
 
     @property
     def enabled(self) -> bool:

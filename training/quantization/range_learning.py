@@ -1,7 +1,7 @@
 """All ranges of a network while they are learned together with the weights.
 
 Activations: each by its gradient, see ``learned_range``. Weights: the largest |w| of each output channel, taken anew
-after every step, so that no weight that grows is clipped.
+after every step, so that no weight that grows is clipped, with room for the bias.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class LearnedRanges:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._by_name: dict[str, LearnedRange] = {}
         for name, quantizer in quantizers(model):
             if quantizer.of_activation and quantizer.enabled:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict
 
 from training.quantization.toolkits import Toolkit
+from trtdeploy.onnxgraph.int8_scales import TransposedWeights
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.placement import Target
 
@@ -18,6 +19,8 @@ class QuantizationSpec(BaseModel):
         target: Whose placement rules hold. For ``onnxruntime`` batch norm is folded into the convolutions, too.
         toolkit: Whose quantizers are put in.
         skip: Patterns (``fnmatch``) of the names of layers that stay in float.
+        transposed_weights: One range for the weight of a transposed convolution, or one per output channel, on whose
+            axis tools disagree; see ``trtdeploy.onnxgraph.int8_scales.chosen_weight_scale``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,6 +28,7 @@ class QuantizationSpec(BaseModel):
     target: Target = "tensorrt"
     toolkit: Toolkit = "pytorch-quantization"
     skip: tuple[str, ...] = ()
+    transposed_weights: TransposedWeights = "per-tensor"
 
     def skips(self, layer: str) -> bool:
         """Return whether a layer stays in float."""

@@ -17,9 +17,9 @@ from trtdeploy.cli.main import app
 from trtdeploy.errors import QuantizationError
 from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges
 from trtdeploy.onnxgraph.int8_scales import FEWEST_CODES
+from trtdeploy.onnxgraph.layers import quantized_nodes
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.lint.fix import fix
-from trtdeploy.onnxgraph.layers import quantized_nodes
 from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.ranges_to_qdq import apply_ranges, canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
 from trtdeploy.ptq import PtqOptions, quantize

@@ -20,7 +20,7 @@ from training.quantization.range_learning import LearnedRanges
 from trtdeploy.errors import QuantizationError
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.preprocessing import Preprocessing
-from trtdeploy.ptq.observe import runner
+from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.statistics import sqnr_db
 
 
@@ -95,7 +95,7 @@ def test_an_export_with_a_dead_channel_is_what_the_file_says(name, factor):
     quantized = calibrated(made(NETWORKS[name], factor))
     model = exported(quantized)
     assert bias_code(next(quantized_layers(quantized))) <= 2**30
-    as_written = runner(model, ["logits"])({"input": images().numpy()})[0]
+    as_written = Witness(model, ["logits"])({"input": images().numpy()})[0]
     assert sqnr_db(expected, as_written) > 25
     assert abs(sqnr_db(expected, plain(model)) - sqnr_db(expected, as_written)) < 1
     assert lint(model) == []
@@ -161,7 +161,7 @@ def test_a_transposed_convolution_has_one_range_unless_more_are_wanted(weights, 
     assert [finding.rule for finding in lint(model)] == ([] if weights == "per-tensor" else ["transposed-axis"])
     with torch.no_grad():
         found = quantized(images()).numpy()
-    np.testing.assert_allclose(runner(model, ["logits"])({"input": images().numpy()})[0], found, atol=0.05)
+    np.testing.assert_allclose(Witness(model, ["logits"])({"input": images().numpy()})[0], found, atol=0.05)
 
 
 def test_a_channel_that_one_range_would_lose_keeps_the_layer_in_float(caplog):

@@ -10,9 +10,9 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
-from onnx_graphs import GraphMaker, as_exported, save
 from typer.testing import CliRunner
 
+from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.cli.main import app
 from trtdeploy.errors import QuantizationError
 from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges
@@ -194,7 +194,7 @@ def test_given_scales_of_weights_leave_room_too() -> None:
         output="y",
     )
     model = g.model({"x": ["n", 4]}, {"y": ["n", 2]})
-    scale = np.float32([1e-8 / 127, 1 / 127])
+    scale = np.array([1e-8 / 127, 1 / 127], np.float32)
     applied = apply_ranges(model, DynamicRanges({"x": np.float32(0.02)}, {"w": scale}))
     assert largest_bias_code(applied.model) == pytest.approx(2**29)
     kept = ranges_of(applied.model).weight_scales["w"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,11 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from training.calibrate import calibrate
-from training.export import export, trace_to_onnx
-from training.ranges import fix_ranges, observing_inputs
 
 from training.checkpoint import METADATA_KEY, CheckpointFacts, load_checkpoint, save_checkpoint
+from training.onnx_export import export_checkpoint, trace_to_onnx
+from training.ptq.calibrate import calibrate
+from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, give_room, quantize, quantized_layers, skip_lost
 from training.quantization.range_learning import LearnedRanges
 from trtdeploy.errors import QuantizationError
@@ -35,15 +37,15 @@ class Tokens(nn.Module):
         return self.last(torch.relu(self.first(images.flatten(2)))).mean(1)
 
 
-def convolutions() -> nn.Module:
+def convolutions() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten())
 
 
-def linear() -> nn.Module:
+def linear() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(27, 8), nn.ReLU(), nn.Linear(8, 4))
 
 
-def transposed() -> nn.Module:
+def transposed() -> nn.Sequential:
     return nn.Sequential(nn.ConvTranspose2d(3, 8, 2), nn.ReLU(), nn.Conv2d(8, 4, 4), nn.Flatten())
 
 
@@ -54,7 +56,7 @@ def images() -> torch.Tensor:
     return torch.randn(32, 3, 3, 3, generator=torch.Generator().manual_seed(0))
 
 
-def made(make, factor: float, bias: float = 1.0) -> nn.Module:
+def made(make, factor: float, bias: float = 1.0) -> Any:
     """Return a network whose first layer has a channel with weights ``factor`` times as large as the others'."""
     torch.manual_seed(0)
     network = make().eval()
@@ -74,7 +76,7 @@ def calibrated(network: nn.Module, spec: QuantizationSpec | None = None) -> nn.M
 
 
 def exported(network: nn.Module) -> onnx.ModelProto:
-    return onnx.load_from_string(trace_to_onnx(network.eval(), (3, 3, 3), opset=17))
+    return onnx.load_from_string(trace_to_onnx(network.eval(), torch.zeros(1, 3, 3, 3), opset=17))
 
 
 def plain(model: onnx.ModelProto) -> np.ndarray:
@@ -137,7 +139,7 @@ def test_export_gives_ranges_of_another_tool_room(digits, ptq_file, tmp_path):
         checkpoint.model.depthwise.weight[3] = 0
         checkpoint.model.depthwise.bias[3] = 1
     assert bias_code(checkpoint.model.depthwise) > 2**31
-    model = onnx.load(export(checkpoint, tmp_path / "x.onnx", digits).path)
+    model = onnx.load(export_checkpoint(checkpoint, tmp_path / "x.onnx", digits).path)
     assert lint(model) == []
 
 
@@ -186,7 +188,7 @@ def test_one_range_that_a_bias_would_make_too_wide_is_refused():
     assert "--skip 0" in str(refused.value)
 
 
-def upsampler(num_classes: int) -> nn.Module:
+def upsampler(num_classes: int) -> nn.Sequential:
     return nn.Sequential(
         *(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, 2), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)),

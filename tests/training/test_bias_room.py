@@ -207,7 +207,7 @@ def test_checkpoints_keep_how_transposed_weights_are_quantized(digits, tmp_path)
         labels=tuple(digits.classes),
         preprocessing=Preprocessing.square(16),
     )
-    network = upsampler(len(digits.classes))
+    network: Any = upsampler(len(digits.classes))
     with torch.no_grad():
         network[2].weight[:, 5] *= 1e-4
     save_checkpoint(tmp_path / "float.safetensors", network.state_dict(), facts)

@@ -138,18 +138,15 @@ def test_the_ranges_of_weights_follow_the_weights_without_a_call(tmp_path):
     found = scales_in(tmp_path / "m.onnx")
     for name, layer in model.named_modules():
         if name in found:
-            wanted = range_of(layer.weight, layer.weight_quantizer).flatten() / 127
+            wanted = range_of(layer, layer.weight).flatten() / 127
             assert np.allclose(found[name], wanted.numpy(), rtol=1e-6)
             layer.weight.data.mul_(2)
     assert set(found) == {"down", "deep", "up", "head"}
     model.eval()(IMAGES[0])
-    assert all(
-        torch.equal(each.weight_quantizer.amax, range_of(each.weight, each.weight_quantizer))
-        for each in quantized_layers(model)
-    )
+    assert all(torch.equal(each.weight_quantizer.amax, range_of(each, each.weight)) for each in quantized_layers(model))
     model.down.weight.data.mul_(2)
     refresh_ranges(model)
-    assert torch.equal(model.down.weight_quantizer.amax, range_of(model.down.weight, model.down.weight_quantizer))
+    assert torch.equal(model.down.weight_quantizer.amax, range_of(model.down, model.down.weight))
 
 
 def test_ranges_of_activations_are_learned_where_it_is_wanted(tmp_path):

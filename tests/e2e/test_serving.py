@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from tests.e2e.commands import LIMIT_S, SERVE_ON_FREE_PORTS, ServeCommand, run, started, wait_until
+from tests.serving.nan_on_images import nan_on_images
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.engine import Engine
@@ -71,6 +72,7 @@ def plans(qdq_plan: Plan, qdq_onnx: Path, tmp_path_factory: pytest.TempPathFacto
     """Plans by model name and version."""
     folder = tmp_path_factory.mktemp("plans")
     value = helper.make_tensor_value_info
+    divide_by_zero, their_constants = nan_on_images("before", "logits")
     models = {
         "negated": change_classifier(
             qdq_onnx, folder / "negated.onnx", last=[helper.make_node("Neg", ["before"], ["logits"])]
@@ -85,10 +87,8 @@ def plans(qdq_plan: Plan, qdq_onnx: Path, tmp_path_factory: pytest.TempPathFacto
         "nan": change_classifier(
             qdq_onnx,
             folder / "nan.onnx",
-            last=[
-                helper.make_node("Sub", ["before", "before"], ["zero"]),
-                helper.make_node("Div", ["zero", "zero"], ["logits"]),
-            ],
+            last=divide_by_zero,
+            constants=their_constants,
         ),
         "gather": make_model(
             folder / "gather.onnx",

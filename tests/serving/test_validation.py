@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from PIL import Image
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from tests.serving.nan_on_images import nan_on_images
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.classifiers import onnx_classifier
 from trtdeploy.cli.main import app
@@ -483,19 +484,9 @@ def test_images_of_another_size_end_with_exit_code_2(qdq_plan: Plan, tmp_path: P
 def test_a_model_that_answers_nan_ends_with_exit_code_2_and_records_nothing(qdq_onnx: Path, tmp_path: Path) -> None:
     model = onnx.load(qdq_onnx)
     model.graph.node[-1].output[0] = "finite"
-    # finite on the random numbers of a build; 0 / 0 where the first two pixels are alike, as on images
-    for name, indices in (("first", 0), ("left", [0]), ("right", [1])):
-        model.graph.initializer.append(numpy_helper.from_array(np.array(indices), name))
-    for op, reads, made, axis in (
-        ("Gather", ["input", "first"], "plane", {"axis": 1}),
-        ("Gather", ["plane", "first"], "row", {"axis": 1}),
-        ("Gather", ["row", "left"], "one", {"axis": 1}),
-        ("Gather", ["row", "right"], "other", {"axis": 1}),
-        ("Sub", ["one", "other"], "slope", {}),
-        ("Mul", ["finite", "slope"], "sloped", {}),
-        ("Div", ["sloped", "slope"], "logits", {}),
-    ):
-        model.graph.node.append(helper.make_node(op, reads, [made], **axis))
+    nodes, constants = nan_on_images("finite", "logits")
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(constants)
     onnx.save(model, tmp_path / "nan.onnx")
     plan = build(tmp_path / "nan.onnx", tmp_path / "nan.plan", BuildConfig(timing_rounds=1))
     done = run("--plan", plan.path, "--ledger", tmp_path / "ledger.json", "--batch-size", 32)

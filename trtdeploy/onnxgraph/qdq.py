@@ -82,6 +82,11 @@ def node_name(node: onnx.NodeProto) -> str:
     return node.name or next((name for name in node.output if name), "")
 
 
+def control_flow(model: onnx.ModelProto) -> list[str]:
+    """Return kind and name of every node with a body: If, Loop and Scan."""
+    return [f"{node.op_type} {node_name(node)}" for node in model.graph.node if node.op_type in ("If", "Loop", "Scan")]
+
+
 def with_named_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with a name on every node, so that whatever refers to a node can say which."""
     if all(node.name for node in model.graph.node):

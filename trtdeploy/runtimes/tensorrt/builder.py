@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from trtdeploy.errors import BuildError, PlanError, RuntimeUnavailableError, TimingCacheError
 from trtdeploy.onnxgraph.layers import asked_types
 from trtdeploy.onnxgraph.macs import relative_work
+from trtdeploy.onnxgraph.qdq import control_flow
 from trtdeploy.onnxgraph.quantization_check import require_quantization
 from trtdeploy.plan import DeviceFacts, PrecisionFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
@@ -173,9 +174,7 @@ def _compile(
 
 def _control_flow(source: SourceModel) -> str:
     """Return advice on branches and loops, on which builders fail by an assertion of their own; empty without such."""
-    nodes = [
-        f"{node.op_type} {node.name}" for node in source.proto.graph.node if node.op_type in ("If", "Loop", "Scan")
-    ]
+    nodes = control_flow(source.proto)
     if not nodes:
         return ""
     return (

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from trtdeploy.cli.main import app
 from trtdeploy.module_command import module_command
 
 COMMAND = str(Path(sys.executable).with_name("trtdeploy"))
@@ -66,3 +69,9 @@ def test_doctor_looks_at_what_is_installed(folder: Path) -> None:
 
 def test_a_module_command_has_its_arguments(folder: Path) -> None:
     assert run(*module_command("trtdeploy", "--version"), folder=folder).stdout.startswith("trtdeploy ")
+
+
+def test_train_keeps_what_is_imported_already() -> None:
+    module = import_module("training.ptq.ranges")
+    assert CliRunner().invoke(app, ["train", "--help"]).exit_code == 0
+    assert sys.modules["training"].ptq.ranges is module

@@ -26,6 +26,8 @@ def train(context: typer.Context) -> None:
 def _take_our_own(package: str) -> None:
     """Import the package that is installed beside this one, not what is called so in a folder on the path."""
     file = Path(__file__).parents[2] / package / "__init__.py"
+    if getattr(sys.modules.get(package), "__file__", None) == str(file):
+        return
     spec = spec_from_file_location(package, file, submodule_search_locations=[str(file.parent)])
     assert spec is not None  # as for every file that ends in .py
     assert spec.loader is not None

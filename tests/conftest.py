@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtdeploy.building import BuildConfig, build
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.plan import Plan
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import ShapeRange
 
 IMAGE_SIZE = 32

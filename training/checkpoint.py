@@ -29,10 +29,10 @@ from training.quantization import (
 )
 from training.weights import read_metadata, read_safetensors, read_torch, refuse_non_finite, shown
 from trtdeploy.calibration import Method
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import CheckpointError
 from trtdeploy.files import atomic_write, sha256_file
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.version import __version__
 
 _log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from training.augmentation import Augmentation
 from training.distributed import Workers
-from trtdeploy.datasets import Split
+from trtdeploy.data import Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DataError
-from trtdeploy.preprocessing import Preprocessing
 
 _ALONE = Workers()
 _AHEAD = 2

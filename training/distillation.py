@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from training.checkpoint import Checkpoint, CheckpointFacts, DevMetrics
 from training.objective import EVALUATION_BATCH, LabelObjective
 from training.predict import predictor
-from trtdeploy.datasets import Split
+from trtdeploy.data import Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import evaluate
-from trtdeploy.preprocessing import Preprocessing
 
 
 class DistillationSettings(BaseModel):

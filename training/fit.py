@@ -25,11 +25,11 @@ from training.models import DEFAULT_MODEL, create_model
 from training.objective import LabelObjective
 from training.optimization import Execution
 from training.schedule import Schedule
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import map_labels
 from trtdeploy.files import sha256_bytes
-from trtdeploy.preprocessing import Preprocessing
 
 _ALONE = Workers()
 _ON_CPU = Execution()

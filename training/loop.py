@@ -24,10 +24,10 @@ from training.optimization import Execution, make_optimizer, set_learning_rate, 
 from training.quantization.range_learning import LearnedRanges
 from training.resume import ResumeState, delete_resume, load_resume, resume_path_for, save_resume
 from training.schedule import Schedule
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import LedgerError, TrainingError
 from trtdeploy.files import atomic_write
-from trtdeploy.preprocessing import Preprocessing
 
 _ALONE = Workers()
 _ON_CPU = Execution()

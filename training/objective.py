@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from training.checkpoint import DevMetrics
 from training.predict import predictor
-from trtdeploy.datasets import Split
+from trtdeploy.data import Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.evaluation import evaluate
-from trtdeploy.preprocessing import Preprocessing
 
 EVALUATION_BATCH = 128
 

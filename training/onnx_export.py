@@ -42,14 +42,14 @@ from training.quantization import (
 )
 from training.quantization import input_names as names_of_inputs
 from training.quantization.plain_weights import with_plain_weights
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
 from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.qdq_pairs import merge_equal
 from trtdeploy.onnxgraph.ranges_to_qdq import without_qdq
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array
 

@@ -34,7 +34,7 @@ from training.optimization import Execution
 from training.ptq.starting_ranges import StartingRanges, choose_ranges
 from training.quantization.range_learning import LearnedRanges
 from training.schedule import Schedule
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import map_labels
 

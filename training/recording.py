@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.checkpoint import CheckpointFacts
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
 from trtdeploy.evaluation import Evaluation, Progress, evaluate, map_labels, median_latency_ms
 from trtdeploy.ledger import Ledger, Stage
 from trtdeploy.tensors import Array

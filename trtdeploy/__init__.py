@@ -14,9 +14,9 @@ from trtdeploy.version import __version__
 
 if TYPE_CHECKING:
     from trtdeploy.building import BuildConfig, build
+    from trtdeploy.data.preprocessing import Preprocessing
     from trtdeploy.engine import Engine
     from trtdeploy.ledger import Ledger
-    from trtdeploy.preprocessing import Preprocessing
     from trtdeploy.tensors import ShapeRange, TensorSpec
 
 __all__ = [
@@ -36,7 +36,7 @@ _HOMES = {
     "BuildConfig": "trtdeploy.building",
     "Engine": "trtdeploy.engine",
     "Ledger": "trtdeploy.ledger",
-    "Preprocessing": "trtdeploy.preprocessing",
+    "Preprocessing": "trtdeploy.data.preprocessing",
     "ShapeRange": "trtdeploy.tensors",
     "TensorSpec": "trtdeploy.tensors",
     "build": "trtdeploy.building",

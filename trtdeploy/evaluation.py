@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtdeploy.datasets.dataset import Batch, Dataset, Split
+from trtdeploy.data.dataset import Batch, Dataset, Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DataError, InferenceError
 from trtdeploy.ledger import StageOutputs
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import Array
 
 Progress = Callable[[int, int], None]

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import PlanCorruptError, ShapeError, invalid_fields
 from trtdeploy.files import atomic_write, atomic_writer, sha256_bytes
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import DYNAMIC, ShapeRange, TensorSpec, ValueRange
 
 

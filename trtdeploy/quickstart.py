@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtdeploy.building import BuildConfig, build
-from trtdeploy.datasets import open_dataset
+from trtdeploy.data import open_dataset
 from trtdeploy.engine import Engine
 from trtdeploy.errors import RuntimeUnavailableError, TrtDeployError, UsageError
 from trtdeploy.ledger import Ledger, Stage, StageRecord

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from trtdeploy.data.fixed_inputs import parse_fixed
+from trtdeploy.data.preprocessing import Preprocessing
+from trtdeploy.data.samples import Samples, open_samples
 from trtdeploy.errors import UsageError
-from trtdeploy.fixed_inputs import parse_fixed
 from trtdeploy.onnxgraph.source import SourceModel
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.runtimes.trial_inputs import RealInputs
-from trtdeploy.samples import Samples, open_samples
 from trtdeploy.tensors import DYNAMIC, Array, Profile, ShapeRange
 
 _BATCHES = (1, 8, 32)

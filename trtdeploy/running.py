@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trtdeploy.datasets.stores import IMAGE_SUFFIXES
+from trtdeploy.data.stores import IMAGE_SUFFIXES
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, InputNameError, UsageError
 from trtdeploy.files import atomic_write, keep_inputs

@@ -29,7 +29,7 @@ def main(
     """Measure, and write ``results/accuracy/architectures.json``."""
     with door():
         require(data)
-        from trtdeploy.datasets import open_dataset
+        from trtdeploy.data import open_dataset
 
         with open_dataset(str(data)) as dataset:
             found = {

@@ -26,7 +26,7 @@ from training.predict import predictor
 from training.ptq.calibrate import calibrate
 from training.qat import default_schedule, qat
 from training.schedule import Schedule
-from trtdeploy.datasets import Dataset, open_dataset
+from trtdeploy.data import Dataset, open_dataset
 from trtdeploy.errors import TrtDeployError
 from trtdeploy.evaluation import evaluate, map_labels
 from trtdeploy.files import atomic_write, sha256_file

@@ -495,7 +495,7 @@ def test_a_server_that_is_killed_ends_validations_and_serve_with_exit_code_3(
 
 
 def record_float_stage(path: Path) -> None:
-    from trtdeploy.datasets import open_dataset
+    from trtdeploy.data import open_dataset
     from trtdeploy.ledger import StageOutputs
 
     with open_dataset("digits") as dataset:

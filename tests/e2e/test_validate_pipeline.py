@@ -14,10 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trtdeploy.cli.main import app
-from trtdeploy.datasets import open_dataset
+from trtdeploy.data import open_dataset
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Plan, manifest_path
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.pipeline import package_pipeline
 from trtdeploy.triton.server import TritonServer

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 from tests.integration.int8_arithmetic import answers_in_int8
 from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.cli.main import app
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name
 from trtdeploy.runtimes.onnxruntime.integer_sums import exact_products
 from trtdeploy.runtimes.onnxruntime.session import make_session

@@ -12,13 +12,13 @@ from onnx import numpy_helper
 
 from tests.integration.onnx_graphs import block_network, save
 from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
-from trtdeploy.datasets import open_dataset
+from trtdeploy.data import open_dataset
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DataError, QuantizationError, UsageError
 from trtdeploy.onnxgraph.placement import wanted_sites
 from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.qdq_pairs import pairs
 from trtdeploy.onnxgraph.quantization_check import check_quantization
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 

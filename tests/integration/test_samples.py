@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.calibration import AbsHistogram, amax_of
 from trtdeploy.cli.main import app
+from trtdeploy.data.samples import batch_indices, batches, open_samples
 from trtdeploy.errors import DataError, InferenceError, QuantizationError, UsageError
 from trtdeploy.onnxgraph.qdq import Graph
 from trtdeploy.onnxgraph.qdq_pairs import pairs
 from trtdeploy.ptq import PtqOptions, quantize
-from trtdeploy.samples import batch_indices, batches, open_samples
 from trtdeploy.tensors import Array, TensorSpec
 
 LENGTHS = (8, 12, 16, 24)

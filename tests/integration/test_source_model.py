@@ -17,11 +17,11 @@ from onnx import TensorProto, helper
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, doubling, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.classifiers import onnx_classifier
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.onnxgraph.source import CALIBRATION_KEY, LABELS_KEY, PREPROCESSING_KEY, load_source
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
 
 QUICK = BuildConfig(timing_rounds=1, threads=1)

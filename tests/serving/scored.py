@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.tensors import Array, TensorSpec
 from trtdeploy.validation import Target
 

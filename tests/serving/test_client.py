@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DtypeError, ServerError, UsageError
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import TensorSpec
 from trtdeploy.triton.client import (
     AccessDeniedError,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests.serving.scored import SIZE, Scored
 from trtdeploy.cli.main import app
-from trtdeploy.datasets import Dataset, open_dataset
+from trtdeploy.data import Dataset, open_dataset
 from trtdeploy.errors import ServerError, UsageError
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array

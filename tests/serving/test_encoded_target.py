@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtdeploy.datasets import Dataset, open_dataset
+from trtdeploy.data import Dataset, open_dataset
+from trtdeploy.data.preprocessing import Preprocessing, open_image
 from trtdeploy.errors import LedgerError, ServerError, UsageError
 from trtdeploy.ledger import StageOutputs
-from trtdeploy.preprocessing import Preprocessing, open_image
 from trtdeploy.tensors import Array, TensorSpec
 from trtdeploy.triton.client import Endpoint, InferenceClient, Reply, ServedModel
 from trtdeploy.triton.encoded import EncodedTarget, served_target

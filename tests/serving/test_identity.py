@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import UsageError
 from trtdeploy.plan import Manifest, Plan
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import TensorSpec
 from trtdeploy.triton.client.served_model import ServedModel
 from trtdeploy.triton.identity import check_served_plan

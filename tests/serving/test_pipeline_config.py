@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from trtdeploy.cli.main import app
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ModelError, RepositoryError
 from trtdeploy.plan import Manifest, Plan
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.triton.config import PackageOptions, make_config, schema
 from trtdeploy.triton.layout import read_config
 from trtdeploy.triton.pipeline import package_pipeline

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trtdeploy.cli.main import app
-from trtdeploy.datasets import Dataset, open_dataset
+from trtdeploy.data import Dataset, open_dataset
 from trtdeploy.engine import Engine
 from trtdeploy.errors import RuntimeUnavailableError, UsageError
 from trtdeploy.ledger import Ledger

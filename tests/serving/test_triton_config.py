@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from google.protobuf import text_format
 
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ModelError
 from trtdeploy.plan import DeviceFacts, Manifest, Plan, PrecisionFacts, RuntimeFacts, SourceFacts
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import ShapeRange, TensorSpec
 from trtdeploy.triton.config import DEFAULT_MAX_BATCH_SIZE, PackageOptions, make_config, render_config, schema
 from trtdeploy.triton.repository import package

@@ -20,13 +20,13 @@ from tests.serving.nan_on_images import nan_on_images
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.classifiers import onnx_classifier
 from trtdeploy.cli.main import app
-from trtdeploy.datasets import Dataset, open_dataset
+from trtdeploy.data import Dataset, open_dataset
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, LedgerError, ModelError, ServerError, ShapeError, UsageError
 from trtdeploy.evaluation import evaluate
 from trtdeploy.ledger import Ledger, StageOutputs
 from trtdeploy.plan import Plan
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import Array, TensorSpec
 from trtdeploy.validation import PlanTarget, Target, ValidationOptions, ask, validate
 

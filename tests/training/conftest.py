@@ -11,7 +11,7 @@ from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.checkpoint import load_checkpoint
 from training.fit import fit
 from training.ptq.calibrate import calibrate
-from trtdeploy.datasets import open_dataset
+from trtdeploy.data import open_dataset
 
 # The networks here are so small that more threads only wait for each other, for long when the machine is busy.
 torch.set_num_threads(1)

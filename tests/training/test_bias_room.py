@@ -19,9 +19,9 @@ from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, give_room, quantize, quantized_layers, skip_lost
 from training.quantization.range_learning import LearnedRanges
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import QuantizationError
 from trtdeploy.onnxgraph.lint import lint
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.statistics import sqnr_db
 

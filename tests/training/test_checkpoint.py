@@ -13,9 +13,9 @@ from training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import CheckpointError
 from trtdeploy.files import sha256_file
-from trtdeploy.preprocessing import Preprocessing
 
 TINY = "tiny_model:tiny"
 

@@ -16,7 +16,7 @@ from training.fit import fit
 from training.loop import train
 from training.ptq.calibrate import calibrate
 from training.qat import qat
-from trtdeploy.datasets import open_dataset
+from trtdeploy.data import open_dataset
 from trtdeploy.errors import DataError, UsageError
 
 

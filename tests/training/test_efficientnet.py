@@ -7,7 +7,7 @@ import torch
 
 from training.checkpoint import load_checkpoint
 from training.models import create_model
-from trtdeploy.datasets.dataset import Dataset
+from trtdeploy.data.dataset import Dataset
 from trtdeploy.errors import UsageError
 
 SHARED_CHECKPOINT = Path(__file__).parents[3] / "shared/data/efficientnet_b0_cifar10_fp16.safetensors"

@@ -15,10 +15,10 @@ from training.checkpoint import load_checkpoint
 from training.onnx_export import export_checkpoint, onnx_predictor
 from training.parity import Parity, require_parity
 from training.predict import predictor
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import sha256_file
 from trtdeploy.onnxgraph.qdq import Graph
-from trtdeploy.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")

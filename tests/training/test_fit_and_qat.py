@@ -15,7 +15,7 @@ from training.loop import TrainingInterrupted, metrics_path_for
 from training.qat import qat
 from training.resume import resume_path_for
 from training.schedule import Schedule
-from trtdeploy.datasets import open_dataset
+from trtdeploy.data import open_dataset
 from trtdeploy.errors import CheckpointError, TrainingError, UsageError
 
 

@@ -6,9 +6,9 @@ import torch
 
 from training.augmentation import Augmentation
 from training.data import TrainingBatches
-from trtdeploy.datasets import open_dataset
+from trtdeploy.data import open_dataset
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DataError
-from trtdeploy.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing.square(16)
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trtdeploy.datasets import Dataset, open_dataset
-from trtdeploy.datasets.dataset import SPLITS
+from trtdeploy.data import Dataset, open_dataset
+from trtdeploy.data.dataset import SPLITS
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DataError, RuntimeUnavailableError
-from trtdeploy.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing.square(8)
 ARCHIVES = ("zip", "tar", "tar.gz", "tgz", "tar.bz2", "tar.xz", "txz")
@@ -278,8 +278,8 @@ def test_carved_splits_of_large_data_stay_within_their_stated_size(
     monkeypatch: pytest.MonkeyPatch, classes: int, images: int, sizes: dict[str, int]
 ) -> None:
     # 2,048 for dev are 204.8 of each of 10 classes, 512 for calibration 1.55 of 330: rounding up would exceed them.
-    from trtdeploy.datasets import dataset as module
-    from trtdeploy.datasets.stores import ImageStore
+    from trtdeploy.data import dataset as module
+    from trtdeploy.data.stores import ImageStore
 
     class Paths(ImageStore):
         def read(self, path: str) -> bytes:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trtdeploy.data.fixed_inputs import parse_fixed
 from trtdeploy.errors import DataError, UsageError
-from trtdeploy.fixed_inputs import parse_fixed
 from trtdeploy.tensors import Array, TensorSpec, split_assignment
 
 SPECS = [

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import PlanCorruptError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.plan import (
@@ -23,7 +24,6 @@ from trtdeploy.plan import (
     read_plan,
     write_plan,
 )
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import ShapeRange, TensorSpec
 
 CONTENT = bytes(range(256)) * 20

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from trtdeploy.data.preprocessing import MAX_PIXELS, Preprocessing, describe, open_image
 from trtdeploy.errors import DataError, UsageError
-from trtdeploy.preprocessing import MAX_PIXELS, Preprocessing, describe, open_image
 
 GREY: dict[str, Any] = {"colour": "L", "mean": (0.0,), "std": (1.0,)}
 RAW: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}

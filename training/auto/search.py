@@ -30,7 +30,7 @@ from training.resume import delete_resume, resume_path_for
 from training.schedule import Schedule
 from training.sensitivity import Sensitivity, measure_sensitivity
 from trtdeploy.calibration import METHODS
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
 from trtdeploy.errors import CheckpointError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes, sha256_file
 from trtdeploy.ledger import StageOutputs

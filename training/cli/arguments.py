@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
     from training.distillation import DistillationSettings
     from training.schedule import Schedule
-    from trtdeploy.datasets import Dataset
+    from trtdeploy.data import Dataset
 
 
 def open_data(
@@ -18,7 +18,7 @@ def open_data(
     """Open a dataset, and a checkpoint where there is one; see ``open_both``."""
     if checkpoint is not None:
         return open_both(data, checkpoint, model=model, image_size=image_size, split_seed=split_seed)
-    from trtdeploy.datasets import open_dataset
+    from trtdeploy.data import open_dataset
 
     return None, open_dataset(data, split_seed=split_seed or 0), split_seed or 0
 
@@ -40,7 +40,7 @@ def open_both(
         TrtDeployError: One of them cannot be opened, or they do not fit.
     """
     from training.checkpoint import load_checkpoint, split_seed_of
-    from trtdeploy.datasets import open_dataset
+    from trtdeploy.data import open_dataset
 
     if split_seed is None:
         split_seed = split_seed_of(checkpoint)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from training.auto import Decision
     from training.checkpoint import Checkpoint
-    from trtdeploy.datasets import Dataset
+    from trtdeploy.data import Dataset
 
 _COMMAND = "training auto"
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from training.checkpoint import Checkpoint, CheckpointFacts, SavedCheckpoint
-    from trtdeploy.datasets import Dataset
+    from trtdeploy.data import Dataset
 
 
 def check_output(output: Path, suffix: str, *inputs: Path | None, ledger: Path | None = None) -> None:

@@ -39,11 +39,11 @@ from training.quantization import (
     quantized_layers,
 )
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method
-from trtdeploy.datasets import Dataset, Split
+from trtdeploy.data import Dataset, Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import LedgerError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, map_labels
 from trtdeploy.files import sha256_bytes
-from trtdeploy.preprocessing import Preprocessing
 
 CALIBRATION_BATCH = 64
 _CPU = torch.device("cpu")

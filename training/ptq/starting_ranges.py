@@ -21,8 +21,8 @@ from training.predict import device_of
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import quantizers
 from trtdeploy.calibration import AbsHistogram
-from trtdeploy.datasets import Split
-from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.data import Split
+from trtdeploy.data.preprocessing import Preprocessing
 
 StartingRanges = Literal["checkpoint", "relative-mse"]
 _METHOD: Literal["relative-mse"] = "relative-mse"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from training.checkpoint import Checkpoint, layers_of
 from training.predict import in_float32
 from training.quantization import FloatLayer, QuantizedLayer, Quantizer, quantizers
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import Progress, map_labels
 from trtdeploy.files import atomic_write, sha256_bytes

@@ -11,7 +11,7 @@ from training.checkpoint import Checkpoint, load_checkpoint
 from training.ptq.calibrate import calibrate
 from training.quantization import QuantizationSpec
 from training.quantization.toolkits import Toolkit
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import Progress
 from trtdeploy.onnxgraph.placement import Target

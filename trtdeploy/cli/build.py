@@ -188,8 +188,8 @@ def build(
     with door(), Bars() as bars:
         from trtdeploy.building import BuildConfig, InputSource
         from trtdeploy.building import build as run_build
+        from trtdeploy.data.preprocessing import Preprocessing
         from trtdeploy.files import keep_inputs
-        from trtdeploy.preprocessing import Preprocessing
         from trtdeploy.tensors import parse_shape_option
 
         keep_inputs(output, config)

@@ -75,7 +75,7 @@ def quantize(
 ) -> None:
     """Quantize a float ONNX model to INT8 with Q/DQ, without training (PTQ)."""
     with door(), Bars() as bars:
-        from trtdeploy.preprocessing import Preprocessing
+        from trtdeploy.data.preprocessing import Preprocessing
         from trtdeploy.ptq import PtqOptions
         from trtdeploy.ptq import quantize as run
 

@@ -19,10 +19,10 @@ from trtdeploy.cli.validation_flags import GateFlags, RecordFlags, RequestFlags,
 from trtdeploy.errors import GateError, UsageError, invalid_fields
 
 if TYPE_CHECKING:
-    from trtdeploy.datasets import Dataset
+    from trtdeploy.data import Dataset
+    from trtdeploy.data.preprocessing import Preprocessing
     from trtdeploy.ledger import Ledger
     from trtdeploy.plan import Manifest
-    from trtdeploy.preprocessing import Preprocessing
     from trtdeploy.triton.client import InferenceClient, LoopedClient, ServedModel
     from trtdeploy.triton.served import ServedTarget
     from trtdeploy.validation import Examination, Target, ValidationReport
@@ -51,7 +51,7 @@ def validate(
     """Check accuracy, agreement and latency of what is served; exit code 1 if a gate does not hold."""
     signal.signal(signal.SIGTERM, interrupt)  # what the server was told of has to be taken back
     with door(), Bars() as bars:
-        from trtdeploy.datasets import open_dataset
+        from trtdeploy.data import open_dataset
         from trtdeploy.ledger import Ledger
         from trtdeploy.report.page import check_path
         from trtdeploy.validation import ValidationOptions, examine
@@ -183,7 +183,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _read_preprocessing(path: Path) -> Preprocessing:
-    from trtdeploy.preprocessing import Preprocessing
+    from trtdeploy.data.preprocessing import Preprocessing
 
     try:
         return Preprocessing.from_json(path.read_text())

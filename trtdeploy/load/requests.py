@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trtdeploy.datasets import open_dataset
+from trtdeploy.data import open_dataset
 from trtdeploy.errors import ShapeError, UsageError
 from trtdeploy.tensors import Array
 from trtdeploy.triton.served import ServedTarget

@@ -11,11 +11,11 @@ import onnx
 from google.protobuf.message import DecodeError
 from pydantic_core import from_json
 
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DtypeError, ModelError, UsageError
 from trtdeploy.files import keep_inputs, sha256_bytes
 from trtdeploy.onnxgraph.normal_form import to_normal_form
 from trtdeploy.onnxgraph.tensor_types import without_weights
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import DYNAMIC, TensorSpec, dtype_from_onnx
 
 logger = logging.getLogger(__name__)

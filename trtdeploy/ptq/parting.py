@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from trtdeploy.data.samples import Samples, batch_indices
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import Progress
 from trtdeploy.onnxgraph.source import SourceModel
-from trtdeploy.samples import Samples, batch_indices
 from trtdeploy.tensors import Array
 
 _HELD_OUT = 128

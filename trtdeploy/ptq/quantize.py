@@ -11,10 +11,12 @@ from typing import Any
 import onnx
 from onnx import version_converter
 
+from trtdeploy.data.fixed_inputs import parse_fixed
+from trtdeploy.data.preprocessing import Preprocessing
+from trtdeploy.data.samples import Opened, draw, ids_digest, open_samples
 from trtdeploy.errors import DataError, InferenceError, ModelError, QuantizationError, UsageError
 from trtdeploy.evaluation import Progress, evaluate, map_labels
 from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
-from trtdeploy.fixed_inputs import parse_fixed
 from trtdeploy.onnxgraph.layers import count_quantized
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites
@@ -24,7 +26,6 @@ from trtdeploy.onnxgraph.quantization_check import require_quantization
 from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET, require_float_model
 from trtdeploy.onnxgraph.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, keep_model, load_source
 from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.ptq.answers import answers_of
 from trtdeploy.ptq.choice import Candidate, Score, best_of, score_candidates
 from trtdeploy.ptq.closeness import WorstChannel, measure
@@ -34,7 +35,6 @@ from trtdeploy.ptq.options import PtqOptions
 from trtdeploy.ptq.parting import Parts
 from trtdeploy.ptq.quantizers import Quantizers
 from trtdeploy.runtimes.onnxruntime.witness import Witness, serialized
-from trtdeploy.samples import Opened, draw, ids_digest, open_samples
 from trtdeploy.statistics import Interval
 from trtdeploy.tensors import Array
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from trtdeploy.datasets.dataset import Dataset
+from trtdeploy.data.dataset import Dataset
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Manifest, PrecisionFacts
 from trtdeploy.report.disagreements import Disagreement, worst_disagreements

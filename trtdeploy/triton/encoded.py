@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trtdeploy.datasets.dataset import Split
+from trtdeploy.data.dataset import Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ServerError, UsageError
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import BYTES, DYNAMIC, Array
 from trtdeploy.triton.client import Reply, ServedModel
 from trtdeploy.triton.served import Client, ServedTarget, check_classifier

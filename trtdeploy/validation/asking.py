@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trtdeploy.datasets.dataset import Split
+from trtdeploy.data.dataset import Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ServerError
 from trtdeploy.evaluation import Progress, collect
 from trtdeploy.ledger import StageOutputs
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import Array
 from trtdeploy.validation.target import Target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trtdeploy.datasets.dataset import Dataset
+from trtdeploy.data.dataset import Dataset
 from trtdeploy.errors import DataError, ModelError, UsageError
 from trtdeploy.ledger import StageOutputs
 from trtdeploy.tensors import Array

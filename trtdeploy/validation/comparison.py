@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from trtdeploy.classifiers import onnx_classifier, plan_classifier
-from trtdeploy.datasets.dataset import Split
+from trtdeploy.data.dataset import Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
 from trtdeploy.errors import UsageError
 from trtdeploy.evaluation import evaluate
 from trtdeploy.ledger import Ledger, StageOutputs
 from trtdeploy.onnxgraph.source import load_source
 from trtdeploy.plan import manifest_path
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import DYNAMIC, Array
 from trtdeploy.validation.options import ValidationOptions
 from trtdeploy.validation.target import Target

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from trtdeploy.datasets.dataset import Split
+from trtdeploy.data.dataset import Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.ledger import StageOutputs
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.statistics import PairedDifference
 from trtdeploy.validation.spread import change_percent, rows
 from trtdeploy.validation.target import Target

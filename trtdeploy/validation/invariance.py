@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from trtdeploy.datasets.dataset import Split
-from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.data.dataset import Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.tensors import Array
 from trtdeploy.validation.spread import change_percent, rows
 from trtdeploy.validation.target import Target

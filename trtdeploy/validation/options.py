@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.statistics import Interval
 from trtdeploy.validation.consistency import InstanceConsistency, VersionComparison
 from trtdeploy.validation.top_k import TopK

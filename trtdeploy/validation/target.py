@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtdeploy.classifiers import plan_classifier
-from trtdeploy.datasets.dataset import Split
+from trtdeploy.data.dataset import Split
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
 from trtdeploy.errors import UsageError
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import DYNAMIC, Array, TensorSpec
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trtdeploy import TrtDeployError
-from trtdeploy.preprocessing import Preprocessing
+from trtdeploy.data.preprocessing import Preprocessing
 
 LARGEST_FILE_BYTES = 64 << 20
 

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from trtdeploy.datasets import Dataset
+from trtdeploy.data import Dataset
+from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DataError, UsageError
 from trtdeploy.files import sha256_bytes
-from trtdeploy.preprocessing import Preprocessing
 from trtdeploy.tensors import Array, TensorSpec
 
 
@@ -183,7 +183,7 @@ def _open(
             "The model does not say how images become its input.",
             hint="Give --preprocessing FILE.json (resize, crop, mean, std, layout), or the input itself as .npy.",
         )
-    from trtdeploy.datasets import open_dataset
+    from trtdeploy.data import open_dataset
 
     dataset = open_dataset(source, split_seed=split_seed)
     return Opened(ImageSamples(dataset, preprocessing, inputs[0].name), dataset)

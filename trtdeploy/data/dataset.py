@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trtdeploy.datasets.stores import ImageStore, open_store
+from trtdeploy.data.preprocessing import Preprocessing
+from trtdeploy.data.stores import ImageStore, open_store
 from trtdeploy.errors import DataError
 from trtdeploy.files import sha256_bytes
-from trtdeploy.preprocessing import Preprocessing
 
 SPLITS = ("train", "calibration", "dev", "test")
 _SPLIT_OF_FOLDER = {

@@ -24,8 +24,8 @@ from typing import IO, Any, cast
 import numpy as np
 from PIL import Image
 
+from trtdeploy.data.preprocessing import open_image
 from trtdeploy.errors import DataError, RuntimeUnavailableError
-from trtdeploy.preprocessing import open_image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
 # What zipfile and the decompressors raise on damaged or encrypted content.

@@ -18,7 +18,7 @@ from training.predict import predictor
 from trtdeploy.data import Split
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import UsageError
-from trtdeploy.evaluation import evaluate
+from trtdeploy.ledger.evaluation import evaluate
 
 
 class DistillationSettings(BaseModel):

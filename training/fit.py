@@ -28,8 +28,8 @@ from training.schedule import Schedule
 from trtdeploy.data import Dataset
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import UsageError
-from trtdeploy.evaluation import map_labels
 from trtdeploy.files import sha256_bytes
+from trtdeploy.ledger.evaluation import map_labels
 
 _ALONE = Workers()
 _ON_CPU = Execution()

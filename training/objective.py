@@ -12,7 +12,7 @@ from training.checkpoint import DevMetrics
 from training.predict import predictor
 from trtdeploy.data import Split
 from trtdeploy.data.preprocessing import Preprocessing
-from trtdeploy.evaluation import evaluate
+from trtdeploy.ledger.evaluation import evaluate
 
 EVALUATION_BATCH = 128
 

@@ -1,4 +1,4 @@
-"""A torch network as the plain function that ``trtdeploy.evaluation`` scores."""
+"""A torch network as the plain function that ``trtdeploy.ledger.evaluation`` scores."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from training.quantization.range_learning import LearnedRanges
 from training.schedule import Schedule
 from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
-from trtdeploy.evaluation import map_labels
+from trtdeploy.ledger.evaluation import map_labels
 
 Ranges = Literal["frozen", "learned"]
 

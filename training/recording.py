@@ -8,8 +8,8 @@ from typing import Any
 
 from training.checkpoint import CheckpointFacts
 from trtdeploy.data import Dataset
-from trtdeploy.evaluation import Evaluation, Progress, evaluate, map_labels, median_latency_ms
 from trtdeploy.ledger import Ledger, Stage
+from trtdeploy.ledger.evaluation import Evaluation, Progress, evaluate, map_labels, median_latency_ms
 from trtdeploy.tensors import Array
 
 _BATCH = 128

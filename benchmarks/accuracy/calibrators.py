@@ -32,7 +32,7 @@ from training.ptq.ranges import fix_ranges, observing_inputs, quantizers_off
 from training.quantization import QuantizationSpec, Quantizer, quantize, quantizers
 from trtdeploy.calibration import METHODS, AbsHistogram, AbsMaximum, Method
 from trtdeploy.data import Dataset, open_dataset
-from trtdeploy.evaluation import map_labels
+from trtdeploy.ledger.evaluation import map_labels
 from trtdeploy.statistics import compare_paired
 from trtdeploy.tensors import Array
 

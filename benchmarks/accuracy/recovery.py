@@ -28,8 +28,8 @@ from training.qat import default_schedule, qat
 from training.schedule import Schedule
 from trtdeploy.data import Dataset, open_dataset
 from trtdeploy.errors import TrtDeployError
-from trtdeploy.evaluation import evaluate, map_labels
 from trtdeploy.files import atomic_write, sha256_file
+from trtdeploy.ledger.evaluation import evaluate, map_labels
 from trtdeploy.statistics import compare_paired, wilson_percent
 
 _BEST_PTQ = "relative-mse"

@@ -24,8 +24,8 @@ from trtdeploy.data import Dataset, open_dataset
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, LedgerError, ModelError, ServerError, ShapeError, UsageError
-from trtdeploy.evaluation import evaluate
 from trtdeploy.ledger import Ledger, StageOutputs
+from trtdeploy.ledger.evaluation import evaluate
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array, TensorSpec
 from trtdeploy.validation import PlanTarget, Target, ValidationOptions, ask, validate

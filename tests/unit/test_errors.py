@@ -62,7 +62,7 @@ def test_a_caller_can_catch_a_family() -> None:
 def test_the_ground_floor_imports_no_runtime() -> None:
     heavy = ("torch", "tensorrt", "tensorrt_rtx", "onnxruntime", "cuda", "tritonclient", "sklearn", "onnx", "scipy")
     program = (
-        "import sys, trtdeploy, trtdeploy.data, trtdeploy.ledger, trtdeploy.plan, trtdeploy.evaluation\n"
+        "import sys, trtdeploy, trtdeploy.data, trtdeploy.ledger, trtdeploy.plan, trtdeploy.ledger.evaluation\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     finished = subprocess.run(

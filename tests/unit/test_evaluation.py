@@ -12,7 +12,7 @@ from trtdeploy.data import Dataset, Split
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.data.stores import ImageStore
 from trtdeploy.errors import DataError, InferenceError, LedgerError
-from trtdeploy.evaluation import collect, evaluate, map_labels, median_latency_ms
+from trtdeploy.ledger.evaluation import collect, evaluate, map_labels, median_latency_ms
 from trtdeploy.tensors import Array
 
 PREPROCESSING = Preprocessing(resize=(4, 4), mean=(0, 0, 0), std=(1, 1, 1))

@@ -32,7 +32,7 @@ FLOORS = [
     "trtdeploy.timing_cache",
     "trtdeploy.runtimes.config",
     "trtdeploy.onnxgraph",
-    "trtdeploy.evaluation",
+    "trtdeploy.ledger.evaluation",
     "trtdeploy.model_precision",
     "trtdeploy.runtimes.trial_inputs",
     "trtdeploy.real_inputs",

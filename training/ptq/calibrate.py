@@ -42,8 +42,8 @@ from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method
 from trtdeploy.data import Dataset, Split
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import LedgerError, QuantizationError, UsageError
-from trtdeploy.evaluation import Progress, map_labels
 from trtdeploy.files import sha256_bytes
+from trtdeploy.ledger.evaluation import Progress, map_labels
 
 CALIBRATION_BATCH = 64
 _CPU = torch.device("cpu")

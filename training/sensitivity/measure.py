@@ -25,9 +25,9 @@ from training.predict import in_float32
 from training.quantization import FloatLayer, QuantizedLayer, Quantizer, quantizers
 from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
-from trtdeploy.evaluation import Progress, map_labels
 from trtdeploy.files import atomic_write, sha256_bytes
 from trtdeploy.ledger import StageOutputs
+from trtdeploy.ledger.evaluation import Progress, map_labels
 from trtdeploy.statistics import Interval, PairedDifference, sqnr_db
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from training.quantization import QuantizationSpec
 from training.quantization.toolkits import Toolkit
 from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
-from trtdeploy.evaluation import Progress
+from trtdeploy.ledger.evaluation import Progress
 from trtdeploy.onnxgraph.placement import Target
 
 _CPU = torch.device("cpu")

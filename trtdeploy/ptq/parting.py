@@ -9,7 +9,7 @@ import numpy as np
 
 from trtdeploy.data.samples import Samples, batch_indices
 from trtdeploy.errors import UsageError
-from trtdeploy.evaluation import Progress
+from trtdeploy.ledger.evaluation import Progress
 from trtdeploy.onnxgraph.source import SourceModel
 from trtdeploy.tensors import Array
 

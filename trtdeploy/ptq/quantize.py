@@ -15,8 +15,8 @@ from trtdeploy.data.fixed_inputs import parse_fixed
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.data.samples import Opened, draw, ids_digest, open_samples
 from trtdeploy.errors import DataError, InferenceError, ModelError, QuantizationError, UsageError
-from trtdeploy.evaluation import Progress, evaluate, map_labels
 from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
+from trtdeploy.ledger.evaluation import Progress, evaluate, map_labels
 from trtdeploy.onnxgraph.layers import count_quantized
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites

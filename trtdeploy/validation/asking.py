@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from trtdeploy.data.dataset import Split
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ServerError
-from trtdeploy.evaluation import Progress, collect
 from trtdeploy.ledger import StageOutputs
+from trtdeploy.ledger.evaluation import Progress, collect
 from trtdeploy.tensors import Array
 from trtdeploy.validation.target import Target
 

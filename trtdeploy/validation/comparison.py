@@ -13,8 +13,8 @@ from trtdeploy.data.dataset import Split
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
 from trtdeploy.errors import UsageError
-from trtdeploy.evaluation import evaluate
 from trtdeploy.ledger import Ledger, StageOutputs
+from trtdeploy.ledger.evaluation import evaluate
 from trtdeploy.onnxgraph.source import load_source
 from trtdeploy.plan import manifest_path
 from trtdeploy.tensors import DYNAMIC, Array

@@ -9,8 +9,8 @@ from pathlib import Path
 from trtdeploy.data.dataset import Dataset, Split
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ShapeError, UsageError
-from trtdeploy.evaluation import Progress, map_labels, median_latency_ms
 from trtdeploy.ledger import Ledger, StageOutputs
+from trtdeploy.ledger.evaluation import Progress, map_labels, median_latency_ms
 from trtdeploy.statistics import NonInferiority, non_inferiority, percentile
 from trtdeploy.tensors import DYNAMIC
 from trtdeploy.validation.asking import Answers, ask

@@ -32,7 +32,7 @@ from trtdeploy.cuda.device import Device
 from trtdeploy.engine import Engine
 from trtdeploy.errors import RuntimeUnavailableError, TrtDeployError
 from trtdeploy.files import atomic_write
-from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.onnxgraph.reading.source import load_source
 from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.runtime import TensorRTRuntime
 from trtdeploy.tensors import ShapeRange, random_inputs

@@ -34,8 +34,8 @@ from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, quantize
 from trtdeploy import BuildConfig, Engine, build
 from trtdeploy.files import atomic_write
-from trtdeploy.onnxgraph.placement import Target
-from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
+from trtdeploy.onnxgraph.qdq.placement import Target
+from trtdeploy.onnxgraph.qdq.unsigned_codes import with_unsigned_activations
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
 from trtdeploy.statistics import percentile
 

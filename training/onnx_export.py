@@ -46,10 +46,10 @@ from trtdeploy.data import Dataset
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
-from trtdeploy.onnxgraph.qdq import Graph
-from trtdeploy.onnxgraph.qdq_pairs import merge_equal
-from trtdeploy.onnxgraph.ranges_to_qdq import without_qdq
-from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
+from trtdeploy.onnxgraph.graph import Graph
+from trtdeploy.onnxgraph.qdq.pairs import merge_equal
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import without_qdq
+from trtdeploy.onnxgraph.qdq.unsigned_codes import with_unsigned_activations
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array
 

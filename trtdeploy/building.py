@@ -10,9 +10,9 @@ from trtdeploy.files import keep_inputs, same_file, sha256_bytes
 from trtdeploy.isolated_build import build_in_child
 from trtdeploy.ledger import Ledger
 from trtdeploy.model_precision import with_precision
-from trtdeploy.onnxgraph.finite_weights import require_finite_weights
-from trtdeploy.onnxgraph.layers import left_in_float
-from trtdeploy.onnxgraph.source import SourceModel, keep_model, load_source
+from trtdeploy.onnxgraph.qdq.layers import left_in_float
+from trtdeploy.onnxgraph.reading.finite_weights import require_finite_weights
+from trtdeploy.onnxgraph.reading.source import SourceModel, keep_model, load_source
 from trtdeploy.plan import (
     Manifest,
     Plan,

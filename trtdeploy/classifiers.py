@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError
-from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.onnxgraph.reading.source import load_source
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array, TensorSpec
 

@@ -11,8 +11,8 @@ from google.protobuf.message import DecodeError
 
 from trtdeploy.data.preprocessing import describe
 from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, RuntimeUnavailableError
-from trtdeploy.onnxgraph.layers import count_quantized, left_in_float
-from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.onnxgraph.qdq.layers import count_quantized, left_in_float
+from trtdeploy.onnxgraph.reading.source import load_source
 from trtdeploy.plan import manifest_path, read_plan
 from trtdeploy.runtimes import get_runtime
 from trtdeploy.runtimes.config import LoadOptions

@@ -15,10 +15,10 @@ from onnx import helper
 
 from trtdeploy.errors import DtypeError, InferenceError, ModelError, TrtDeployError, UsageError
 from trtdeploy.files import atomic_write
+from trtdeploy.onnxgraph.graph import opset_version
 from trtdeploy.onnxgraph.lint import Finding, lint
 from trtdeploy.onnxgraph.lint.fix import Repair, fix
-from trtdeploy.onnxgraph.qdq import opset_version
-from trtdeploy.onnxgraph.source import keep_model, load_source, normalize
+from trtdeploy.onnxgraph.reading.source import keep_model, load_source, normalize
 from trtdeploy.runtimes.trial_inputs import trial_inputs
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import TensorSpec

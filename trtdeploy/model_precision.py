@@ -10,7 +10,7 @@ from trtdeploy.errors import QuantizationError
 from trtdeploy.runtimes.config import BuildConfig
 
 if TYPE_CHECKING:
-    from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.onnxgraph.reading.source import SourceModel
 
 
 def with_precision(source: SourceModel, config: BuildConfig) -> SourceModel:
@@ -20,10 +20,10 @@ def with_precision(source: SourceModel, config: BuildConfig) -> SourceModel:
         QuantizationError: Explicit precision is asked for and no layer has INT8 Q/DQ; or the ranges are faulty.
         RuntimeUnavailableError: The library that casts is not installed.
     """
-    from trtdeploy.onnxgraph.dynamic_ranges import read_ranges
-    from trtdeploy.onnxgraph.layers import asked_types
-    from trtdeploy.onnxgraph.quantized_types import INT8
-    from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_ranges
+    from trtdeploy.onnxgraph.qdq.dynamic_ranges import read_ranges
+    from trtdeploy.onnxgraph.qdq.layers import asked_types
+    from trtdeploy.onnxgraph.qdq.quantized_types import INT8
+    from trtdeploy.onnxgraph.qdq.ranges_to_qdq import canonical_qdq, quantize_with_ranges
 
     proto = source.proto
     if config.ranges is not None and not config.implicit:

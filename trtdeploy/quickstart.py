@@ -255,7 +255,7 @@ def _build_and_check(artifacts: Artifacts, data: str, display: Display) -> None:
 
 
 def _image_shape(onnx: Path) -> tuple[int, int]:
-    from trtdeploy.onnxgraph.source import load_source
+    from trtdeploy.onnxgraph.reading.source import load_source
 
     preprocessing = load_source(onnx).preprocessing
     if preprocessing is None:

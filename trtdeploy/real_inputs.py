@@ -11,7 +11,7 @@ from trtdeploy.data.fixed_inputs import parse_fixed
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.data.samples import Samples, open_samples
 from trtdeploy.errors import UsageError
-from trtdeploy.onnxgraph.source import SourceModel
+from trtdeploy.onnxgraph.reading.source import SourceModel
 from trtdeploy.runtimes.trial_inputs import RealInputs
 from trtdeploy.tensors import DYNAMIC, Array, Profile, ShapeRange
 

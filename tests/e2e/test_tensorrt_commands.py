@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from trtdeploy.cli.main import app
 from trtdeploy.cuda.api import load_api
 from trtdeploy.errors import RuntimeUnavailableError
-from trtdeploy.onnxgraph.ranges_to_qdq import ranges_of, without_qdq
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import ranges_of, without_qdq
 
 pytest.importorskip("tensorrt_rtx")
 SHAPE = "input=1x3x32x32:8x3x32x32:32x3x32x32"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trtdeploy.errors import QuantizationError, UsageError
-from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import DynamicRanges
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.tensorrt.bindings import FLAVOURS, Bindings
 from trtdeploy.runtimes.tensorrt.implicit import set_dynamic_ranges

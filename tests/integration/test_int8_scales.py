@@ -15,13 +15,19 @@ from typer.testing import CliRunner
 from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.cli.main import app
 from trtdeploy.errors import QuantizationError
-from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges
-from trtdeploy.onnxgraph.int8_scales import FEWEST_CODES
-from trtdeploy.onnxgraph.layers import quantized_nodes
+from trtdeploy.onnxgraph.graph import Graph
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.lint.fix import fix
-from trtdeploy.onnxgraph.qdq import Graph
-from trtdeploy.onnxgraph.ranges_to_qdq import apply_ranges, canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import DynamicRanges
+from trtdeploy.onnxgraph.qdq.int8_scales import FEWEST_CODES
+from trtdeploy.onnxgraph.qdq.layers import quantized_nodes
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import (
+    apply_ranges,
+    canonical_qdq,
+    quantize_with_ranges,
+    ranges_of,
+    without_qdq,
+)
 from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import Array

@@ -14,9 +14,9 @@ from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.inspection import inspect_file
-from trtdeploy.onnxgraph.layers import count_quantized, left_in_float, weighted_layers
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.macs import macs_by_node
+from trtdeploy.onnxgraph.qdq.layers import count_quantized, left_in_float, weighted_layers
 
 Build = Callable[[GraphMaker], str]
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.integration.onnx_graphs import GraphMaker, block_network
 from trtdeploy.errors import ModelError
-from trtdeploy.onnxgraph.layers import quantized_nodes
 from trtdeploy.onnxgraph.macs import macs_by_node
-from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, without_qdq
+from trtdeploy.onnxgraph.qdq.layers import quantized_nodes
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import canonical_qdq, without_qdq
 
 Case = tuple[Callable[[GraphMaker], str], tuple[int, ...], int]
 

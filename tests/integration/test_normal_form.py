@@ -17,9 +17,9 @@ from trtdeploy.errors import ModelError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.inspection import inspect_file
 from trtdeploy.lint_file import lint_file, repair_file
-from trtdeploy.onnxgraph.layers import count_quantized, quantized_nodes
-from trtdeploy.onnxgraph.qdq import Graph
-from trtdeploy.onnxgraph.source import SourceModel, load_source
+from trtdeploy.onnxgraph.graph import Graph
+from trtdeploy.onnxgraph.qdq.layers import count_quantized, quantized_nodes
+from trtdeploy.onnxgraph.reading.source import SourceModel, load_source
 from trtdeploy.tensors import Array
 
 QUICK = BuildConfig(runtime="onnxruntime", timing_rounds=1, threads=1)

@@ -12,7 +12,7 @@ from tests.integration.onnx_graphs import GraphMaker, as_exported, batch_profile
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import BuildError
-from trtdeploy.onnxgraph.qdq import fold_weights
+from trtdeploy.onnxgraph.graph import fold_weights
 from trtdeploy.runtimes.onnxruntime import builder, tactics
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, usable_cores
 from trtdeploy.runtimes.onnxruntime.measure import median_milliseconds, relative_error

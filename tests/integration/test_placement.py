@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from trtdeploy.onnxgraph.placement import wanted_sites
+from trtdeploy.onnxgraph.qdq.placement import wanted_sites
 
 CASES = {
     "residual": ("a = Conv(x, w) \n b = BatchNormalization(a, c, c, c, c) \n y = Add(b, x)", {("y", 1, "residual")}),

@@ -15,12 +15,12 @@ from onnx import TensorProto, numpy_helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, doubling
 from trtdeploy.errors import ModelError, RuntimeUnavailableError
-from trtdeploy.onnxgraph.layers import count_quantized, quantized_nodes
+from trtdeploy.onnxgraph.graph import Graph, fold_weights, with_named_nodes
+from trtdeploy.onnxgraph.lint.quantization_check import check_quantization
 from trtdeploy.onnxgraph.macs import macs_by_node
 from trtdeploy.onnxgraph.precision_cast import cast_unquantized
-from trtdeploy.onnxgraph.qdq import Graph, fold_weights, with_named_nodes
-from trtdeploy.onnxgraph.quantization_check import check_quantization
-from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq
+from trtdeploy.onnxgraph.qdq.layers import count_quantized, quantized_nodes
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import canonical_qdq
 from trtdeploy.tensors import Array
 
 RNG = np.random.default_rng(0)

@@ -15,10 +15,10 @@ from trtdeploy.calibration import METHODS, AbsHistogram, amax_of
 from trtdeploy.data import open_dataset
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DataError, QuantizationError, UsageError
-from trtdeploy.onnxgraph.placement import wanted_sites
-from trtdeploy.onnxgraph.qdq import Graph
-from trtdeploy.onnxgraph.qdq_pairs import pairs
-from trtdeploy.onnxgraph.quantization_check import check_quantization
+from trtdeploy.onnxgraph.graph import Graph
+from trtdeploy.onnxgraph.lint.quantization_check import check_quantization
+from trtdeploy.onnxgraph.qdq.pairs import pairs
+from trtdeploy.onnxgraph.qdq.placement import wanted_sites
 from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 

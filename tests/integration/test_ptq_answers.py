@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.cli.main import app
 from trtdeploy.errors import DataError, UsageError
-from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.onnxgraph.reading.source import load_source
 from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.ptq.answers import Answers, answers_of, per_sample_sqnr_db
 from trtdeploy.ptq.choice import CANDIDATES, Score, best_of, score_candidates

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.errors import DataError, QuantizationError
-from trtdeploy.onnxgraph.placement import Target
-from trtdeploy.onnxgraph.qdq import Graph
-from trtdeploy.onnxgraph.qdq_pairs import put_in
-from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.onnxgraph.graph import Graph
+from trtdeploy.onnxgraph.qdq.pairs import put_in
+from trtdeploy.onnxgraph.qdq.placement import Target
+from trtdeploy.onnxgraph.reading.source import load_source
 from trtdeploy.ptq import PtqOptions, quantize
 
 RNG = np.random.default_rng(0)
@@ -111,8 +111,8 @@ def test_an_input_of_one_value_is_no_row_per_sample(tmp_path: Path) -> None:
 
 
 def test_ranges_of_a_part_in_fp16_are_not_used() -> None:
-    from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges
-    from trtdeploy.onnxgraph.ranges_to_qdq import quantize_with_ranges
+    from trtdeploy.onnxgraph.qdq.dynamic_ranges import DynamicRanges
+    from trtdeploy.onnxgraph.qdq.ranges_to_qdq import quantize_with_ranges
 
     g = GraphMaker(quantized=False)
     half = g.node("Cast", g.conv("x", 3, 4), to=TensorProto.FLOAT16)

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network
 from trtdeploy.errors import ModelError
-from trtdeploy.onnxgraph.layers import count_quantized
-from trtdeploy.onnxgraph.qdq import fold_weights, remove_unused
+from trtdeploy.onnxgraph.graph import fold_weights, remove_unused
+from trtdeploy.onnxgraph.qdq.layers import count_quantized
 
 SETTINGS = settings(max_examples=80, deadline=None)
 FLOATS = st.floats(-1e4, 1e4, width=32)

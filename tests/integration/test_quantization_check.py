@@ -11,9 +11,9 @@ import pytest
 
 from tests.integration.onnx_graphs import GraphMaker, block_network
 from trtdeploy.errors import QuantizationError
-from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges
-from trtdeploy.onnxgraph.quantization_check import check_quantization, require_quantization
-from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
+from trtdeploy.onnxgraph.lint.quantization_check import check_quantization, require_quantization
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import DynamicRanges
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
 
 
 def test_good_models_have_no_findings(qdq_onnx: Path) -> None:

@@ -14,7 +14,7 @@ from tests.integration.onnx_graphs import save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.errors import QuantizationError
 from trtdeploy.inspection import inspect_file
-from trtdeploy.onnxgraph.layers import asked_types, count_quantized
+from trtdeploy.onnxgraph.qdq.layers import asked_types, count_quantized
 
 QUICK = BuildConfig(runtime="onnxruntime", timing_rounds=1, threads=1)
 K, N = 64, 32

@@ -11,12 +11,18 @@ import pytest
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.building import BuildConfig, build
-from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges, parse_calibration_cache
+from trtdeploy.onnxgraph.graph import Graph
 from trtdeploy.onnxgraph.lint import lint
-from trtdeploy.onnxgraph.placement import wanted_sites
-from trtdeploy.onnxgraph.qdq import Graph
-from trtdeploy.onnxgraph.qdq_pairs import Site, merge_equal, pairs, take_out
-from trtdeploy.onnxgraph.ranges_to_qdq import apply_ranges, canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import DynamicRanges, parse_calibration_cache
+from trtdeploy.onnxgraph.qdq.pairs import Site, merge_equal, pairs, take_out
+from trtdeploy.onnxgraph.qdq.placement import wanted_sites
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import (
+    apply_ranges,
+    canonical_qdq,
+    quantize_with_ranges,
+    ranges_of,
+    without_qdq,
+)
 
 CHANNELS = 16
 

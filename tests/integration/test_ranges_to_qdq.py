@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network
 from trtdeploy.errors import ModelError, QuantizationError
-from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges, parse_json
-from trtdeploy.onnxgraph.int8_scales import weight_scale
-from trtdeploy.onnxgraph.layers import count_quantized, quantized_nodes
-from trtdeploy.onnxgraph.qdq import Graph
-from trtdeploy.onnxgraph.ranges_to_qdq import (
+from trtdeploy.onnxgraph.graph import Graph
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import DynamicRanges, parse_json
+from trtdeploy.onnxgraph.qdq.int8_scales import weight_scale
+from trtdeploy.onnxgraph.qdq.layers import count_quantized, quantized_nodes
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import (
     apply_ranges,
     canonical_qdq,
     quantize_with_ranges,

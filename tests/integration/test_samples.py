@@ -15,8 +15,8 @@ from trtdeploy.calibration import AbsHistogram, amax_of
 from trtdeploy.cli.main import app
 from trtdeploy.data.samples import batch_indices, batches, open_samples
 from trtdeploy.errors import DataError, InferenceError, QuantizationError, UsageError
-from trtdeploy.onnxgraph.qdq import Graph
-from trtdeploy.onnxgraph.qdq_pairs import pairs
+from trtdeploy.onnxgraph.graph import Graph
+from trtdeploy.onnxgraph.qdq.pairs import pairs
 from trtdeploy.ptq import PtqOptions, quantize
 from trtdeploy.tensors import Array, TensorSpec
 

@@ -21,7 +21,7 @@ from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError
 from trtdeploy.files import sha256_bytes
-from trtdeploy.onnxgraph.source import CALIBRATION_KEY, LABELS_KEY, PREPROCESSING_KEY, load_source
+from trtdeploy.onnxgraph.reading.source import CALIBRATION_KEY, LABELS_KEY, PREPROCESSING_KEY, load_source
 from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
 
 QUICK = BuildConfig(timing_rounds=1, threads=1)

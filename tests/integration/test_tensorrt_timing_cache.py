@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.onnx_graphs import block_network, save
 from trtdeploy.errors import BuildError, TimingCacheError
-from trtdeploy.onnxgraph.source import SourceModel, load_source
+from trtdeploy.onnxgraph.reading.source import SourceModel, load_source
 from trtdeploy.plan import DeviceFacts
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.tensorrt import builder

@@ -26,7 +26,7 @@ SESSIONS = {
     "trtdeploy/runtimes/onnxruntime/runtime.py": "loads plans",
     "trtdeploy/runtimes/onnxruntime/builder.py": "runs and times candidates of a plan",
     "trtdeploy/runtimes/onnxruntime/integer_sums.py": "finds out which kernels are exact here",
-    "trtdeploy/onnxgraph/constant_folding.py": "computes constants, by numpy",
+    "trtdeploy/onnxgraph/reading/constant_folding.py": "computes constants, by numpy",
     "benchmarks/plan_latency.py": "times ONNX Runtime beside a plan",
     "benchmarks/pytriton_server.py": "serves for a comparison of speed",
 }

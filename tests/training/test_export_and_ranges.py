@@ -10,10 +10,10 @@ import pytest
 from training.checkpoint import load_checkpoint
 from training.onnx_export import INPUT_NAME, export_checkpoint, onnx_predictor
 from training.quantization import SMALLEST_AMAX
-from trtdeploy.onnxgraph import int8_scales
-from trtdeploy.onnxgraph.dynamic_ranges import read_ranges, write_ranges
-from trtdeploy.onnxgraph.quantization_check import check_quantization
-from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
+from trtdeploy.onnxgraph.lint.quantization_check import check_quantization
+from trtdeploy.onnxgraph.qdq import int8_scales
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import read_ranges, write_ranges
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
 
 
 @pytest.mark.parametrize("name", ["ranges.json", "calibration.cache"])

@@ -18,7 +18,7 @@ from training.predict import predictor
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ModelError, QuantizationError, UsageError
 from trtdeploy.files import sha256_file
-from trtdeploy.onnxgraph.qdq import Graph
+from trtdeploy.onnxgraph.graph import Graph
 
 
 @pytest.fixture(scope="module")

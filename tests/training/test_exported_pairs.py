@@ -16,7 +16,7 @@ from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, exported_pairs, quantize, quantizers
 from trtdeploy.errors import QuantizationError
-from trtdeploy.onnxgraph.qdq_pairs import merge_equal
+from trtdeploy.onnxgraph.qdq.pairs import merge_equal
 
 SHAPE = (3, 12, 12)
 

@@ -17,9 +17,9 @@ from training.predict import predictor
 from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, quantize, quantizers, quantizers_off
-from trtdeploy.onnxgraph.placement import wanted_sites
-from trtdeploy.onnxgraph.qdq_pairs import take_out
-from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
+from trtdeploy.onnxgraph.qdq.pairs import take_out
+from trtdeploy.onnxgraph.qdq.placement import wanted_sites
+from trtdeploy.onnxgraph.qdq.unsigned_codes import with_unsigned_activations
 
 SPEC = QuantizationSpec(target="onnxruntime")
 SIZE = 32

@@ -26,11 +26,11 @@ from training.onnx_export import trace_to_onnx
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, quantize
 from trtdeploy.building import BuildConfig, build
-from trtdeploy.onnxgraph.dynamic_ranges import parse_calibration_cache
 from trtdeploy.onnxgraph.lint import lint
-from trtdeploy.onnxgraph.placement import Target, wanted_sites
-from trtdeploy.onnxgraph.qdq_pairs import take_out
-from trtdeploy.onnxgraph.ranges_to_qdq import canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import parse_calibration_cache
+from trtdeploy.onnxgraph.qdq.pairs import take_out
+from trtdeploy.onnxgraph.qdq.placement import Target, wanted_sites
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import canonical_qdq, quantize_with_ranges, ranges_of, without_qdq
 
 SIZE = 32
 NETWORKS = {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtdeploy.errors import QuantizationError
-from trtdeploy.onnxgraph.dynamic_ranges import (
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import (
     DynamicRanges,
     parse_calibration_cache,
     parse_json,

@@ -26,7 +26,7 @@ from training.quantization import (
 )
 from trtdeploy.calibration import AbsHistogram, AbsMaximum, Method, amax_of
 from trtdeploy.errors import QuantizationError, UsageError
-from trtdeploy.onnxgraph.int8_scales import DEAD_AMAX
+from trtdeploy.onnxgraph.qdq.int8_scales import DEAD_AMAX
 
 Collector = TypeVar("Collector", bound=AbsMaximum)
 

@@ -18,7 +18,7 @@ from training.quantization.layers import (
 from training.quantization.quantizer import INT8_BOUND, SMALLEST_AMAX
 from training.quantization.spec import QuantizationSpec
 from trtdeploy.errors import QuantizationError
-from trtdeploy.onnxgraph.int8_scales import FEWEST_CODES, is_too_small, lost_channels, weight_scale
+from trtdeploy.onnxgraph.qdq.int8_scales import FEWEST_CODES, is_too_small, lost_channels, weight_scale
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from training.quantization.quantizer import INT8_BOUND, SMALLEST_AMAX, Quantizer
 from training.quantization.spec import QuantizationSpec
 from training.quantization.toolkits import make_quantizer
-from trtdeploy.onnxgraph.int8_scales import is_too_small, smallest_scale
+from trtdeploy.onnxgraph.qdq.int8_scales import is_too_small, smallest_scale
 
 WEIGHTED = (
     nn.Conv1d,
@@ -198,7 +198,7 @@ def quantized_twin(layer: nn.Module, path: str, spec: QuantizationSpec) -> Quant
 
     A subclass is known if it computes what its base does, see ``computes_as``. A transposed convolution with groups is
     not taken, because the axis of its output channels is spread over two; of one without, the weight has one range
-    or, ``per-channel``, one per output channel: see ``trtdeploy.onnxgraph.int8_scales.chosen_weight_scale``.
+    or, ``per-channel``, one per output channel: see ``trtdeploy.onnxgraph.qdq.int8_scales.chosen_weight_scale``.
     """
     base = computes_as(layer)
     if base is None or not is_quantizable(layer):

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from training.quantization.evaluation import NOTHING_MODULES, tensor_in_evaluation
 from training.quantization.layers import computes_as, is_quantizable
-from trtdeploy.onnxgraph.groups import Groups
-from trtdeploy.onnxgraph.placement import Target
+from trtdeploy.onnxgraph.qdq.groups import Groups
+from trtdeploy.onnxgraph.qdq.placement import Target
 
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _MUL = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}

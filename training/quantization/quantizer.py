@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training.quantization.learned_range import LearnedRange
 from trtdeploy.errors import QuantizationError
-from trtdeploy.onnxgraph import int8_scales
+from trtdeploy.onnxgraph.qdq import int8_scales
 
 INT8_BOUND = 127
 SMALLEST_AMAX = float(int8_scales.SMALLEST_AMAX)

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict
 
 from training.quantization.toolkits import Toolkit
-from trtdeploy.onnxgraph.int8_scales import TransposedWeights
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
-from trtdeploy.onnxgraph.placement import Target
+from trtdeploy.onnxgraph.qdq.int8_scales import TransposedWeights
+from trtdeploy.onnxgraph.qdq.placement import Target
 
 
 class QuantizationSpec(BaseModel):
@@ -20,7 +20,7 @@ class QuantizationSpec(BaseModel):
         toolkit: Whose quantizers are put in.
         skip: Patterns (``fnmatch``) of the names of layers that stay in float.
         transposed_weights: One range for the weight of a transposed convolution, or one per output channel, on whose
-            axis tools disagree; see ``trtdeploy.onnxgraph.int8_scales.chosen_weight_scale``.
+            axis tools disagree; see ``trtdeploy.onnxgraph.qdq.int8_scales.chosen_weight_scale``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -14,7 +14,7 @@ from training.quantization.toolkits import Toolkit
 from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.ledger.evaluation import Progress
-from trtdeploy.onnxgraph.placement import Target
+from trtdeploy.onnxgraph.qdq.placement import Target
 
 _CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
-from trtdeploy.onnxgraph.qdq import remove_unused, unused
+from trtdeploy.onnxgraph.graph import remove_unused, unused
 from trtdeploy.onnxgraph.tensor_types import graphs_inside, tensor_types
 
 _HALF = 128

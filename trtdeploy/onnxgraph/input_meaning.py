@@ -11,7 +11,7 @@ import onnx
 import onnx.inliner
 from onnx import numpy_helper
 
-from trtdeploy.onnxgraph.qdq import int_attribute
+from trtdeploy.onnxgraph.graph import int_attribute
 from trtdeploy.tensors import Array
 
 # Which inputs of an op come out again as they are, if in another order, type or number.

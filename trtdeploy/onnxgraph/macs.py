@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from trtdeploy.errors import ModelError
-from trtdeploy.onnxgraph.constant_folding import fold_constants
-from trtdeploy.onnxgraph.layers import weighted_layers
+from trtdeploy.onnxgraph.qdq.layers import weighted_layers
+from trtdeploy.onnxgraph.reading.constant_folding import fold_constants
 from trtdeploy.onnxgraph.tensor_types import without_weights
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from trtdeploy.errors import ModelError, RuntimeUnavailableError
-from trtdeploy.onnxgraph.qdq import (
+from trtdeploy.onnxgraph.graph import (
     Graph,
     opset_version,
     outer_names,

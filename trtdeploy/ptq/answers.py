@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from trtdeploy.onnxgraph.qdq import Graph, outer_names
+from trtdeploy.onnxgraph.graph import Graph, outer_names
 from trtdeploy.onnxgraph.tensor_types import tensor_types
 from trtdeploy.ptq.observe import with_outputs
 from trtdeploy.runtimes.onnxruntime.witness import Witness

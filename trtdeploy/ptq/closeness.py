@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from trtdeploy.errors import GateError, QuantizationError
-from trtdeploy.onnxgraph.qdq import Graph
+from trtdeploy.onnxgraph.graph import Graph
 from trtdeploy.ptq.answers import Answers
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array

@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 import onnx
 
-from trtdeploy.onnxgraph.layers import Layer, weighted_layers
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS
 from trtdeploy.onnxgraph.name_patterns import matches_any
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS
+from trtdeploy.onnxgraph.qdq.layers import Layer, weighted_layers
 from trtdeploy.onnxgraph.tensor_types import tensor_types
 
 

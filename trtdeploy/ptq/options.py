@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from trtdeploy.calibration import Method
-from trtdeploy.onnxgraph.int8_scales import TransposedWeights
-from trtdeploy.onnxgraph.placement import Target
+from trtdeploy.onnxgraph.qdq.int8_scales import TransposedWeights
+from trtdeploy.onnxgraph.qdq.placement import Target
 
 
 class PtqOptions(BaseModel):

@@ -10,7 +10,7 @@ import numpy as np
 from trtdeploy.data.samples import Samples, batch_indices
 from trtdeploy.errors import UsageError
 from trtdeploy.ledger.evaluation import Progress
-from trtdeploy.onnxgraph.source import SourceModel
+from trtdeploy.onnxgraph.reading.source import SourceModel
 from trtdeploy.tensors import Array
 
 _HELD_OUT = 128

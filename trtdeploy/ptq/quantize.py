@@ -17,15 +17,15 @@ from trtdeploy.data.samples import Opened, draw, ids_digest, open_samples
 from trtdeploy.errors import DataError, InferenceError, ModelError, QuantizationError, UsageError
 from trtdeploy.files import atomic_write, keep_inputs, sha256_bytes
 from trtdeploy.ledger.evaluation import Progress, evaluate, map_labels
-from trtdeploy.onnxgraph.layers import count_quantized
+from trtdeploy.onnxgraph.graph import node_name, opset_version
+from trtdeploy.onnxgraph.lint.quantization_check import require_quantization
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
-from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites
-from trtdeploy.onnxgraph.qdq import node_name, opset_version
-from trtdeploy.onnxgraph.qdq_pairs import put_in
-from trtdeploy.onnxgraph.quantization_check import require_quantization
-from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET, require_float_model
-from trtdeploy.onnxgraph.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, keep_model, load_source
-from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
+from trtdeploy.onnxgraph.qdq.layers import count_quantized
+from trtdeploy.onnxgraph.qdq.pairs import put_in
+from trtdeploy.onnxgraph.qdq.placement import Wanted, float32_sites, wanted_sites
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import LOWEST_OPSET, require_float_model
+from trtdeploy.onnxgraph.qdq.unsigned_codes import with_unsigned_activations
+from trtdeploy.onnxgraph.reading.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, keep_model, load_source
 from trtdeploy.ptq.answers import answers_of
 from trtdeploy.ptq.choice import Candidate, Score, best_of, score_candidates
 from trtdeploy.ptq.closeness import WorstChannel, measure

@@ -10,16 +10,16 @@ import onnx
 from trtdeploy.calibration import AbsHistogram, amax_of
 from trtdeploy.counting import counted
 from trtdeploy.errors import ModelError, QuantizationError
-from trtdeploy.onnxgraph.int8_scales import (
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS, Graph, node_name
+from trtdeploy.onnxgraph.qdq.int8_scales import (
     SMALLEST_AMAX,
     TransposedWeights,
     activation_scale,
     chosen_weight_scale,
     with_room,
 )
-from trtdeploy.onnxgraph.placement import Wanted
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, node_name
-from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site
+from trtdeploy.onnxgraph.qdq.pairs import Quantizer, Site
+from trtdeploy.onnxgraph.qdq.placement import Wanted
 from trtdeploy.ptq.choice import Candidate
 from trtdeploy.ptq.in_float import left_in_float
 from trtdeploy.ptq.options import PtqOptions

@@ -17,7 +17,7 @@ from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.tensors import Array, ShapeRange, ValueRange
 
 if TYPE_CHECKING:
-    from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.onnxgraph.reading.source import SourceModel
     from trtdeploy.runtimes.trial_inputs import RealInputs
 
 BuildProgress = Callable[[str, int, int], None]

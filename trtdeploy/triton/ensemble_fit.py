@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtdeploy.errors import RepositoryError
-from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
+from trtdeploy.onnxgraph.reading.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.triton.config import Finding
 from trtdeploy.triton.config.check.ensembles import edge_findings
 from trtdeploy.triton.facts import label_difference, parameter, preprocessing_difference

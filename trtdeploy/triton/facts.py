@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
+from trtdeploy.onnxgraph.reading.source import LABELS_KEY, PREPROCESSING_KEY
 
 _SHOWN = 3
 

@@ -15,7 +15,7 @@ from trtdeploy.engine import Engine
 from trtdeploy.errors import UsageError
 from trtdeploy.ledger import Ledger, StageOutputs
 from trtdeploy.ledger.evaluation import evaluate
-from trtdeploy.onnxgraph.source import load_source
+from trtdeploy.onnxgraph.reading.source import load_source
 from trtdeploy.plan import manifest_path
 from trtdeploy.tensors import DYNAMIC, Array
 from trtdeploy.validation.options import ValidationOptions

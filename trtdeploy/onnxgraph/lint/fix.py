@@ -8,16 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
-from trtdeploy.onnxgraph.groups import Groups
-from trtdeploy.onnxgraph.int8_scales import chosen_weight_scale, with_room
-from trtdeploy.onnxgraph.lint.float_view import FloatView, float_view
-from trtdeploy.onnxgraph.lint.integer_ops import integer_ops_to_qdq
-from trtdeploy.onnxgraph.lint.linter import lint
-from trtdeploy.onnxgraph.lint.placed import Placement, placement
-from trtdeploy.onnxgraph.lint.structure import unequal_scales
-from trtdeploy.onnxgraph.lint.symmetric import Rewriter, activation_scales
-from trtdeploy.onnxgraph.placement import Wanted
-from trtdeploy.onnxgraph.qdq import (
+from trtdeploy.onnxgraph.graph import (
     Graph,
     let_constants_stand_alone,
     node_name,
@@ -25,8 +16,17 @@ from trtdeploy.onnxgraph.qdq import (
     outer_names,
     remove_unused,
 )
-from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, put_in, take_out
-from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET
+from trtdeploy.onnxgraph.lint.float_view import FloatView, float_view
+from trtdeploy.onnxgraph.lint.graph_findings import unequal_scales
+from trtdeploy.onnxgraph.lint.integer_ops import integer_ops_to_qdq
+from trtdeploy.onnxgraph.lint.linter import lint
+from trtdeploy.onnxgraph.lint.placement_findings import Placement, placement
+from trtdeploy.onnxgraph.lint.symmetric import Rewriter, activation_scales
+from trtdeploy.onnxgraph.qdq.groups import Groups
+from trtdeploy.onnxgraph.qdq.int8_scales import chosen_weight_scale, with_room
+from trtdeploy.onnxgraph.qdq.pairs import Quantizer, Site, put_in, take_out
+from trtdeploy.onnxgraph.qdq.placement import Wanted
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import LOWEST_OPSET
 from trtdeploy.tensors import Array
 
 _GONE_WITH_THE_REST = ("output-pair", "unused-pair", "codes-read")

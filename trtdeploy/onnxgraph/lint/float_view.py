@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from trtdeploy.onnxgraph.layers import MOVES
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph
-from trtdeploy.onnxgraph.qdq_pairs import Site
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS, Graph
+from trtdeploy.onnxgraph.qdq.layers import MOVES
+from trtdeploy.onnxgraph.qdq.pairs import Site
 
 _SMALL_BYTES = 4096
 """What is larger is a weight, whose values no rule of placement reads."""

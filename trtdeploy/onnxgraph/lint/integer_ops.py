@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trtdeploy.onnxgraph.qdq import Graph, int_attribute, node_name, unused
+from trtdeploy.onnxgraph.graph import Graph, int_attribute, node_name, unused
 from trtdeploy.tensors import Array
 
 _INTEGER_OPS = frozenset(

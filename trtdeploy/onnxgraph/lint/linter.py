@@ -7,11 +7,11 @@ from collections.abc import Collection
 import onnx
 
 from trtdeploy.errors import UsageError
+from trtdeploy.onnxgraph.graph import Graph, node_name, opset_version
+from trtdeploy.onnxgraph.lint.graph_findings import structure_findings
 from trtdeploy.onnxgraph.lint.integer_ops import is_integer_op
-from trtdeploy.onnxgraph.lint.linear import linear_findings
+from trtdeploy.onnxgraph.lint.node_findings import linear_findings
 from trtdeploy.onnxgraph.lint.rules import RULES, Finding
-from trtdeploy.onnxgraph.lint.structure import structure_findings
-from trtdeploy.onnxgraph.qdq import Graph, node_name, opset_version
 
 _LINEAR = ("QuantizeLinear", "DequantizeLinear")
 

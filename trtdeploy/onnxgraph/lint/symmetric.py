@@ -11,12 +11,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from trtdeploy.errors import ModelError
-from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
-from trtdeploy.onnxgraph.int8_scales import activation_scale, channel_axis, weight_scale
-from trtdeploy.onnxgraph.lint.linear import weight_readers
+from trtdeploy.onnxgraph.graph import Graph, dequantized_constant, int_attribute, node_name, unused
 from trtdeploy.onnxgraph.lint.linter import errors
-from trtdeploy.onnxgraph.qdq import Graph, dequantized_constant, int_attribute, node_name, unused
-from trtdeploy.onnxgraph.qdq_pairs import Pair, pairs
+from trtdeploy.onnxgraph.lint.node_findings import weight_readers
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import INT8_BOUND
+from trtdeploy.onnxgraph.qdq.int8_scales import activation_scale, channel_axis, weight_scale
+from trtdeploy.onnxgraph.qdq.pairs import Pair, pairs
 from trtdeploy.tensors import Array
 
 _KEEP_SIGN = frozenset(

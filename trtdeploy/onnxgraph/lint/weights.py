@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from trtdeploy.onnxgraph.int8_scales import is_too_small, smallest_beside_bias
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS, Graph, int_attribute, node_name
 from trtdeploy.onnxgraph.lint.float_view import FloatView, Quantized
 from trtdeploy.onnxgraph.lint.rules import Finding
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name
+from trtdeploy.onnxgraph.qdq.int8_scales import is_too_small, smallest_beside_bias
 from trtdeploy.tensors import Array
 
 

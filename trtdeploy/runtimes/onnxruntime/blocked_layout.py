@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
-from trtdeploy.onnxgraph.qdq import Graph, remove_unused
+from trtdeploy.onnxgraph.graph import Graph, remove_unused
 
 BLOCKED_DOMAIN = "com.microsoft.nchwc"
 _ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "HardSwish", "QuickGelu"})

@@ -12,10 +12,10 @@ import onnx
 import onnxruntime
 
 from trtdeploy.errors import BuildError, InferenceError, ModelError, TimingCacheError, TrtDeployError, UsageError
-from trtdeploy.onnxgraph.layers import asked_types, count_quantized
 from trtdeploy.onnxgraph.macs import relative_work
-from trtdeploy.onnxgraph.quantized_types import INT8, quantizes_input
-from trtdeploy.onnxgraph.source import SourceModel
+from trtdeploy.onnxgraph.qdq.layers import asked_types, count_quantized
+from trtdeploy.onnxgraph.qdq.quantized_types import INT8, quantizes_input
+from trtdeploy.onnxgraph.reading.source import SourceModel
 from trtdeploy.plan import DeviceFacts, LayerPrecision, PrecisionFacts, TacticFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trtdeploy.onnxgraph.int8_scales import channel_axis
-from trtdeploy.onnxgraph.qdq import Graph, int_attribute, quantized_constant, remove_unused, unused
-from trtdeploy.onnxgraph.qdq_pairs import Pair, pairs
+from trtdeploy.onnxgraph.graph import Graph, int_attribute, quantized_constant, remove_unused, unused
+from trtdeploy.onnxgraph.qdq.int8_scales import channel_axis
+from trtdeploy.onnxgraph.qdq.pairs import Pair, pairs
 from trtdeploy.tensors import Array
 
 CONTRIB_DOMAIN = "com.microsoft"

@@ -16,7 +16,7 @@ from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, Session, firs
 from trtdeploy.timing_cache import TimingCache
 
 if TYPE_CHECKING:
-    from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.onnxgraph.reading.source import SourceModel
     from trtdeploy.runtimes.trial_inputs import RealInputs
 
 

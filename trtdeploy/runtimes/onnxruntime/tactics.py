@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx
 
-from trtdeploy.onnxgraph.qdq import fold_weights
-from trtdeploy.onnxgraph.unsigned_codes import with_unsigned_activations
+from trtdeploy.onnxgraph.graph import fold_weights
+from trtdeploy.onnxgraph.qdq.unsigned_codes import with_unsigned_activations
 from trtdeploy.runtimes.onnxruntime.blocked_layout import (
     known_shapes,
     quantize_in_blocked_layout,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trtdeploy.errors import BuildError, PlanError, RuntimeUnavailableError, TimingCacheError
-from trtdeploy.onnxgraph.layers import asked_types
+from trtdeploy.onnxgraph.graph import control_flow
+from trtdeploy.onnxgraph.lint.quantization_check import require_quantization
 from trtdeploy.onnxgraph.macs import relative_work
-from trtdeploy.onnxgraph.qdq import control_flow
-from trtdeploy.onnxgraph.quantization_check import require_quantization
+from trtdeploy.onnxgraph.qdq.layers import asked_types
 from trtdeploy.plan import DeviceFacts, PrecisionFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig, LoadOptions
@@ -33,7 +33,7 @@ from trtdeploy.timing_cache import BlobCache
 if TYPE_CHECKING:
     import tensorrt
 
-    from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.onnxgraph.reading.source import SourceModel
     from trtdeploy.runtimes.trial_inputs import RealInputs
 
 logger = logging.getLogger(__name__)

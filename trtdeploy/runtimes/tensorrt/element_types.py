@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from trtdeploy.onnxgraph.quantized_types import WEIGHT_ONLY
+from trtdeploy.onnxgraph.qdq.quantized_types import WEIGHT_ONLY
 
 QUANTIZED = frozenset({"int8", "fp8", "int4", "fp4"})
 

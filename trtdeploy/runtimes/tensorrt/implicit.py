@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from trtdeploy.errors import QuantizationError, UsageError
-from trtdeploy.onnxgraph.dynamic_ranges import read_ranges
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import read_ranges
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
 from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from trtdeploy.onnxgraph.quantized_types import WEIGHT_ONLY, quantizes_input
+from trtdeploy.onnxgraph.qdq.quantized_types import WEIGHT_ONLY, quantizes_input
 from trtdeploy.plan import PrecisionFacts
 from trtdeploy.runtimes.tensorrt.element_types import QUANTIZED, operands_of, product_type, type_in
 from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers

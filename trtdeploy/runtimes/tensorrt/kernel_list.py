@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trtdeploy.onnxgraph.quantized_types import WEIGHT_ONLY, quantizes_input
+from trtdeploy.onnxgraph.qdq.quantized_types import WEIGHT_ONLY, quantizes_input
 from trtdeploy.plan import PrecisionFacts
 from trtdeploy.runtimes.tensorrt.element_types import QUANTIZED, product_type, type_in
 from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers

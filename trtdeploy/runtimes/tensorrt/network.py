@@ -17,7 +17,7 @@ from trtdeploy.runtimes.tensorrt.bindings import Bindings
 if TYPE_CHECKING:
     import tensorrt
 
-    from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.onnxgraph.reading.source import SourceModel
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _SHOWN_ERRORS = 5

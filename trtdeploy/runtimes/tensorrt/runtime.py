@@ -13,7 +13,7 @@ from trtdeploy.runtimes.tensorrt.bindings import Bindings, load_bindings
 
 if TYPE_CHECKING:
     from trtdeploy.cuda.device import Device
-    from trtdeploy.onnxgraph.source import SourceModel
+    from trtdeploy.onnxgraph.reading.source import SourceModel
     from trtdeploy.runtimes.trial_inputs import RealInputs
 
 # What TensorRT-RTX builds for unless told otherwise, and "later":
@@ -65,7 +65,7 @@ class TensorRTRuntime(Runtime):
         progress: BuildProgress | None = None,
     ) -> BuiltPlan:
         # onnx is needed to build, not to load
-        from trtdeploy.onnxgraph.qdq import with_named_nodes
+        from trtdeploy.onnxgraph.graph import with_named_nodes
         from trtdeploy.runtimes.tensorrt.builder import Target, build_plan
         from trtdeploy.runtimes.tensorrt.kernel_list import lowest_target
         from trtdeploy.runtimes.tensorrt.stores import timing_cache_of

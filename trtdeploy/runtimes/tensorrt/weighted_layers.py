@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trtdeploy.onnxgraph.quantized_types import INT8, quantizes_input
+from trtdeploy.onnxgraph.qdq.quantized_types import INT8, quantizes_input
 from trtdeploy.plan import LayerPrecision, PrecisionFacts
 
 _ENTRY = "[ONNX Layer: "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtdeploy.data.preprocessing import Preprocessing
-from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
+from trtdeploy.onnxgraph.reading.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.tensors import TensorSpec, dtype_from_triton
 from trtdeploy.triton.config.options import CONTEXTS_KEY
 

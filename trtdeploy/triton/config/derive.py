@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from trtdeploy.errors import ModelError, UsageError
-from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
+from trtdeploy.onnxgraph.reading.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest
 from trtdeploy.tensors import DYNAMIC, TensorSpec, dtype_to_triton
 from trtdeploy.triton.config.labels import unmatched_labels

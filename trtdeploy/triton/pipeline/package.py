@@ -11,7 +11,7 @@ from typing import Any
 
 from trtdeploy.errors import ModelError, RepositoryError
 from trtdeploy.files import atomic_write, locked, sync_folder
-from trtdeploy.onnxgraph.source import LABELS_KEY, PREPROCESSING_KEY
+from trtdeploy.onnxgraph.reading.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest, read_manifest
 from trtdeploy.triton.config import PackageOptions, config_text, make_config, schema
 from trtdeploy.triton.history import HISTORY_FILE

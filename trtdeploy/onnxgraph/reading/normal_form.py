@@ -18,8 +18,8 @@ from onnx import helper, numpy_helper
 from onnx_ir.passes import common as passes
 
 from trtdeploy.errors import ModelError
-from trtdeploy.onnxgraph.constant_folding import fold_constants
-from trtdeploy.onnxgraph.qdq import ONNX_DOMAINS, let_constants_stand_alone, node_name, unused
+from trtdeploy.onnxgraph.graph import ONNX_DOMAINS, let_constants_stand_alone, node_name, unused
+from trtdeploy.onnxgraph.reading.constant_folding import fold_constants
 from trtdeploy.onnxgraph.tensor_types import without_weights
 from trtdeploy.tensors import Array
 

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from trtdeploy.onnxgraph.groups import Groups
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph
-from trtdeploy.onnxgraph.qdq_pairs import Site
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS, Graph
+from trtdeploy.onnxgraph.qdq.groups import Groups
+from trtdeploy.onnxgraph.qdq.pairs import Site
 from trtdeploy.onnxgraph.tensor_types import tensor_types
 
 Target = Literal["tensorrt", "onnxruntime"]

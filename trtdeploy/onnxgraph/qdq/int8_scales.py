@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from trtdeploy.onnxgraph.dynamic_ranges import INT8_BOUND
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, dequantized_constant, int_attribute, node_name
-from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS, Graph, dequantized_constant, int_attribute, node_name
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import INT8_BOUND
+from trtdeploy.onnxgraph.qdq.pairs import Quantizer, Site
 from trtdeploy.tensors import Array
 
 SMALLEST_AMAX = np.float32(1e-8)

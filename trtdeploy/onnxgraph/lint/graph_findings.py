@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import onnx
 
+from trtdeploy.onnxgraph.graph import Graph, node_name, opset_version, outer_names
 from trtdeploy.onnxgraph.lint.float_view import FloatView, float_view
 from trtdeploy.onnxgraph.lint.integer_ops import is_integer_op
-from trtdeploy.onnxgraph.lint.placed import Placement, placement, placement_findings
+from trtdeploy.onnxgraph.lint.placement_findings import Placement, placement, placement_findings
 from trtdeploy.onnxgraph.lint.rules import Finding
 from trtdeploy.onnxgraph.lint.weights import weight_findings
-from trtdeploy.onnxgraph.qdq import Graph, node_name, opset_version, outer_names
-from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import LOWEST_OPSET
 
 
 def structure_findings(model: onnx.ModelProto, graph: Graph, *, with_opset: bool) -> Iterator[Finding]:

@@ -22,11 +22,11 @@ import numpy as np
 import onnx
 
 from trtdeploy.errors import ModelError, QuantizationError
-from trtdeploy.onnxgraph.dynamic_ranges import DynamicRanges
-from trtdeploy.onnxgraph.int8_scales import channel_axis, chosen_weight_scale, with_room
-from trtdeploy.onnxgraph.placement import Wanted, float32_sites, wanted_sites
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, node_name, opset_version
-from trtdeploy.onnxgraph.qdq_pairs import Quantizer, Site, pairs, put_in, take_out
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS, Graph, node_name, opset_version
+from trtdeploy.onnxgraph.qdq.dynamic_ranges import DynamicRanges
+from trtdeploy.onnxgraph.qdq.int8_scales import channel_axis, chosen_weight_scale, with_room
+from trtdeploy.onnxgraph.qdq.pairs import Quantizer, Site, pairs, put_in, take_out
+from trtdeploy.onnxgraph.qdq.placement import Wanted, float32_sites, wanted_sites
 from trtdeploy.tensors import Array
 
 logger = logging.getLogger(__name__)

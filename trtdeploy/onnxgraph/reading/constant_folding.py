@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from trtdeploy.onnxgraph.qdq import ONNX_DOMAINS, RANDOM_OPS
+from trtdeploy.onnxgraph.graph import ONNX_DOMAINS, RANDOM_OPS
 from trtdeploy.tensors import Array
 
 logger = logging.getLogger(__name__)

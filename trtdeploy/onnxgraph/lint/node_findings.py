@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 
 from trtdeploy.errors import ModelError
-from trtdeploy.onnxgraph.int8_scales import channel_axis
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name
-from trtdeploy.onnxgraph.ranges_to_qdq import LOWEST_OPSET
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS, Graph, int_attribute, node_name
+from trtdeploy.onnxgraph.qdq.int8_scales import channel_axis
+from trtdeploy.onnxgraph.qdq.ranges_to_qdq import LOWEST_OPSET
 from trtdeploy.tensors import Array
 
 _CODES = frozenset({"int8", "float8_e4m3fn", "int4", "float4_e2m1fn"})

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from trtdeploy.onnxgraph.qdq import Graph, let_constants_stand_alone
+from trtdeploy.onnxgraph.graph import Graph, let_constants_stand_alone
 
 _ZERO_POINT = "activation_zero_point"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from trtdeploy.onnxgraph.qdq import ONNX_DOMAINS, WEIGHTED_OPS, Graph, node_name
-from trtdeploy.onnxgraph.quantized_types import asked_type
+from trtdeploy.onnxgraph.graph import ONNX_DOMAINS, WEIGHTED_OPS, Graph, node_name
+from trtdeploy.onnxgraph.qdq.quantized_types import asked_type
 
 MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 """Ops that only move values; TensorRT takes Q/DQ across them ("Q/DQ propagation" in its developer guide)."""

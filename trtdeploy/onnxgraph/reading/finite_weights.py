@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from trtdeploy.errors import ModelError, QuantizationError
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, node_name
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS, Graph, node_name
 from trtdeploy.tensors import Array
 
 # Layers that hand a NaN of their constants on, with certainty; a Where or a Pad may have one that nothing meets.

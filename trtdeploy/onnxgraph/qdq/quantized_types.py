@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from onnx import NodeProto, TensorProto
 
 if TYPE_CHECKING:
-    from trtdeploy.onnxgraph.qdq import Graph
+    from trtdeploy.onnxgraph.graph import Graph
 
 INT8 = "int8"
 WEIGHT_ONLY = " weight-only"

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from trtdeploy.errors import QuantizationError
-from trtdeploy.onnxgraph.qdq import (
+from trtdeploy.onnxgraph.graph import (
     NOT_PLAIN,
     Graph,
     dequantized_constant,

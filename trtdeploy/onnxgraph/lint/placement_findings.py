@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import onnx
 
+from trtdeploy.onnxgraph.graph import WEIGHTED_OPS, Graph, int_attribute, node_name
 from trtdeploy.onnxgraph.lint.float_view import FloatView
 from trtdeploy.onnxgraph.lint.rules import Finding
-from trtdeploy.onnxgraph.placement import Wanted, wanted_sites
-from trtdeploy.onnxgraph.qdq import WEIGHTED_OPS, Graph, int_attribute, node_name
-from trtdeploy.onnxgraph.qdq_pairs import Site
+from trtdeploy.onnxgraph.qdq.pairs import Site
+from trtdeploy.onnxgraph.qdq.placement import Wanted, wanted_sites
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _BEHIND_CONVOLUTION = ("BatchNormalization", "Identity", "Dropout")

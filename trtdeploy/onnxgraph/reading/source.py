@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DtypeError, ModelError, UsageError
 from trtdeploy.files import keep_inputs, sha256_bytes
-from trtdeploy.onnxgraph.normal_form import to_normal_form
+from trtdeploy.onnxgraph.reading.normal_form import to_normal_form
 from trtdeploy.onnxgraph.tensor_types import without_weights
 from trtdeploy.tensors import DYNAMIC, TensorSpec, dtype_from_onnx
 

@@ -1,0 +1,1 @@
+"""Q/DQ pairs: where they are wanted, and putting them in and taking them out."""

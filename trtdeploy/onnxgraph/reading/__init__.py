@@ -1,0 +1,1 @@
+"""An ONNX file read into one form, whatever exporter has written it."""

@@ -25,10 +25,10 @@ from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.cli.main import app
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
+from trtdeploy.runtimes.onnxruntime.building.integer_sums import exact_products
+from trtdeploy.runtimes.onnxruntime.building.tactics import tactics_for
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name
-from trtdeploy.runtimes.onnxruntime.integer_sums import exact_products
 from trtdeploy.runtimes.onnxruntime.session import make_session
-from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
 from trtdeploy.tensors import Array
 
 SIDE, PATCH, CHANNELS = 9, 3, 16

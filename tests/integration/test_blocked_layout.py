@@ -11,13 +11,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network
-from trtdeploy.runtimes.onnxruntime.blocked_layout import (
+from trtdeploy.runtimes.onnxruntime.building.blocked_layout import (
     known_shapes,
     quantize_in_blocked_layout,
     read_channels_last,
     uses_blocked_layout,
 )
-from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
+from trtdeploy.runtimes.onnxruntime.building.tactics import tactics_for
 
 OPTIMIZE = {tactic.name: tactic.compile for tactic in tactics_for(True)}
 

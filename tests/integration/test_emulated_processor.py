@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from trtdeploy.runtimes.onnxruntime.building.integer_sums import exact_products
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets
-from trtdeploy.runtimes.onnxruntime.integer_sums import exact_products
 
 ROOT = Path(__file__).parents[2]
 EMULATOR = shutil.which("qemu-x86_64")

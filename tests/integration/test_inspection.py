@@ -105,8 +105,8 @@ def test_what_is_neither_is_a_model_error(tmp_path: Path) -> None:
 
 
 def test_integer_kernels_show_in_a_plan_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trtdeploy.runtimes.onnxruntime import builder
-    from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
+    from trtdeploy.runtimes.onnxruntime.building import builder
+    from trtdeploy.runtimes.onnxruntime.building.tactics import tactics_for
 
     integer = [tactic for tactic in tactics_for(True) if tactic.name == "integer-kernels"]
     monkeypatch.setattr(builder, "tactics_for", lambda quantized: integer)

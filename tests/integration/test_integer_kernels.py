@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.integration.onnx_graphs import as_exported, batch_profile, block_network, save
 from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
-from trtdeploy.runtimes.onnxruntime import builder, integer_kernels, integer_sums
+from trtdeploy.runtimes.onnxruntime.building import builder, integer_kernels, integer_sums
+from trtdeploy.runtimes.onnxruntime.building.integer_kernels import inexact_kernels, with_exact_sums
+from trtdeploy.runtimes.onnxruntime.building.integer_sums import LARGEST_SAFE_CODE, exact_products, multiplies_exactly
+from trtdeploy.runtimes.onnxruntime.building.measure import relative_error
+from trtdeploy.runtimes.onnxruntime.building.tactics import Tactic, tactics_for
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets
-from trtdeploy.runtimes.onnxruntime.integer_kernels import inexact_kernels, with_exact_sums
-from trtdeploy.runtimes.onnxruntime.integer_sums import LARGEST_SAFE_CODE, exact_products, multiplies_exactly
-from trtdeploy.runtimes.onnxruntime.measure import relative_error
-from trtdeploy.runtimes.onnxruntime.tactics import Tactic, tactics_for
 from trtdeploy.tensors import Array
 
 WITHOUT_VNNI = frozenset({("uint8", "uint8"), ("int8", "int8")})

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported
 from trtdeploy.onnxgraph.qdq.unsigned_codes import with_unsigned_activations
-from trtdeploy.runtimes.onnxruntime.integer_kernels import with_exact_sums
-from trtdeploy.runtimes.onnxruntime.integer_products import multiply_codes
+from trtdeploy.runtimes.onnxruntime.building.integer_kernels import with_exact_sums
+from trtdeploy.runtimes.onnxruntime.building.integer_products import multiply_codes
 from trtdeploy.tensors import Array
 
 RNG = np.random.default_rng(0)

@@ -13,11 +13,11 @@ from trtdeploy.building import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import BuildError
 from trtdeploy.onnxgraph.graph import fold_weights
-from trtdeploy.runtimes.onnxruntime import builder, tactics
+from trtdeploy.runtimes.onnxruntime.building import builder, tactics
+from trtdeploy.runtimes.onnxruntime.building.measure import median_milliseconds, relative_error
+from trtdeploy.runtimes.onnxruntime.building.tactics import Tactic, tactics_for
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, usable_cores
-from trtdeploy.runtimes.onnxruntime.measure import median_milliseconds, relative_error
 from trtdeploy.runtimes.onnxruntime.session import make_session
-from trtdeploy.runtimes.onnxruntime.tactics import Tactic, tactics_for
 from trtdeploy.tensors import Array
 
 ALL_TACTICS = [(quantized, tactic) for quantized in (True, False) for tactic in tactics_for(quantized)]

@@ -136,8 +136,8 @@ def test_manifest_and_inspect_name_the_type(kind: str, tmp_path: Path) -> None:
 
 
 def test_an_onnx_runtime_plan_shows_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trtdeploy.runtimes.onnxruntime import builder
-    from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
+    from trtdeploy.runtimes.onnxruntime.building import builder
+    from trtdeploy.runtimes.onnxruntime.building.tactics import tactics_for
 
     source = save(CASES["int8"](), tmp_path / "m.onnx")
     chosen = [tactic for tactic in tactics_for(True) if tactic.name == "float-weights"]

@@ -22,7 +22,7 @@ from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.onnxgraph.reading.source import CALIBRATION_KEY, LABELS_KEY, PREPROCESSING_KEY, load_source
-from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
+from trtdeploy.runtimes.onnxruntime.building.tactics import tactics_for
 
 QUICK = BuildConfig(timing_rounds=1, threads=1)
 SMALL = block_network(channels=4).SerializeToString()

@@ -21,7 +21,7 @@ from trtdeploy.building import BuildConfig, build
 from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import locked
 from trtdeploy.plan import TacticFacts
-from trtdeploy.runtimes.onnxruntime import builder
+from trtdeploy.runtimes.onnxruntime.building import builder
 from trtdeploy.timing_cache import CacheMode, TimingCache
 
 MERGE_FOR_EVER = """

@@ -38,7 +38,7 @@ class OnnxRuntime(Runtime):
         progress: BuildProgress | None = None,
     ) -> BuiltPlan:
         # onnx is needed to build, not to load: services start faster without it
-        from trtdeploy.runtimes.onnxruntime.builder import build_plan
+        from trtdeploy.runtimes.onnxruntime.building.builder import build_plan
 
         config.refuse_options_of("tensorrt", runtime="ONNX Runtime")
         cache = None

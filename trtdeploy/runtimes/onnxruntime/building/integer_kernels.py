@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from trtdeploy.onnxgraph.exact_integers import PRODUCTS, Operands, exact_integers
-from trtdeploy.runtimes.onnxruntime.integer_sums import LARGEST_SAFE_CODE, Types, exact_products
+from trtdeploy.runtimes.onnxruntime.building.integer_sums import LARGEST_SAFE_CODE, Types, exact_products
 from trtdeploy.tensors import Array
 
 # Kernels that work on codes without summing up products of them.

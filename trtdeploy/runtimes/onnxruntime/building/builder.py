@@ -19,12 +19,12 @@ from trtdeploy.onnxgraph.reading.source import SourceModel
 from trtdeploy.plan import DeviceFacts, LayerPrecision, PrecisionFacts, TacticFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig
-from trtdeploy.runtimes.onnxruntime.blocked_layout import uses_blocked_layout
+from trtdeploy.runtimes.onnxruntime.building.blocked_layout import uses_blocked_layout
+from trtdeploy.runtimes.onnxruntime.building.integer_kernels import INTEGER_KERNELS, inexact_kernels
+from trtdeploy.runtimes.onnxruntime.building.measure import median_milliseconds, relative_error
+from trtdeploy.runtimes.onnxruntime.building.tactics import tactics_for
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
-from trtdeploy.runtimes.onnxruntime.integer_kernels import INTEGER_KERNELS, inexact_kernels
-from trtdeploy.runtimes.onnxruntime.measure import median_milliseconds, relative_error
 from trtdeploy.runtimes.onnxruntime.session import RUNTIME_ERRORS, first_line, make_session
-from trtdeploy.runtimes.onnxruntime.tactics import tactics_for
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.runtimes.trial_inputs import RealInputs, TrialInputs, trial_inputs
 from trtdeploy.tensors import Array

@@ -10,13 +10,13 @@ import onnx
 
 from trtdeploy.onnxgraph.graph import fold_weights
 from trtdeploy.onnxgraph.qdq.unsigned_codes import with_unsigned_activations
-from trtdeploy.runtimes.onnxruntime.blocked_layout import (
+from trtdeploy.runtimes.onnxruntime.building.blocked_layout import (
     known_shapes,
     quantize_in_blocked_layout,
     read_channels_last,
 )
-from trtdeploy.runtimes.onnxruntime.integer_kernels import with_exact_sums
-from trtdeploy.runtimes.onnxruntime.integer_products import multiply_codes
+from trtdeploy.runtimes.onnxruntime.building.integer_kernels import with_exact_sums
+from trtdeploy.runtimes.onnxruntime.building.integer_products import multiply_codes
 from trtdeploy.runtimes.onnxruntime.session import OPTIMIZE_ALL, OPTIMIZE_PORTABLE, optimize_offline
 
 _KEEP_QDQ = {"session.disable_quant_qdq": "1"}

@@ -1,0 +1,1 @@
+"""Building a plan: optimized in several ways, measured, the fastest right one kept."""

@@ -20,7 +20,7 @@ from trtdeploy.engine import Engine
 from trtdeploy.plan import DeviceFacts, Manifest, PrecisionFacts, RuntimeFacts, SourceFacts
 from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import FLAVOURS, Bindings
-from trtdeploy.runtimes.tensorrt.engine import TensorRTEngine
+from trtdeploy.runtimes.tensorrt.execution.engine import TensorRTEngine
 from trtdeploy.runtimes.tensorrt.messages import Messages
 from trtdeploy.tensors import Array, ShapeRange, TensorSpec, ValueRange
 

@@ -41,7 +41,7 @@ from trtdeploy.errors import (
 )
 from trtdeploy.plan import LayerPrecision, PrecisionFacts
 from trtdeploy.runtimes.config import LoadOptions
-from trtdeploy.runtimes.tensorrt.description import describe_plan, version_in_header
+from trtdeploy.runtimes.tensorrt.execution.description import describe_plan, version_in_header
 from trtdeploy.runtimes.tensorrt.runtime import TensorRTRuntime
 from trtdeploy.tensors import ShapeRange
 

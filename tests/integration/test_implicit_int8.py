@@ -14,8 +14,8 @@ from trtdeploy.errors import QuantizationError, UsageError
 from trtdeploy.onnxgraph.qdq.dynamic_ranges import DynamicRanges
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.tensorrt.bindings import FLAVOURS, Bindings
-from trtdeploy.runtimes.tensorrt.implicit import set_dynamic_ranges
-from trtdeploy.runtimes.tensorrt.precision import WeightedLayers
+from trtdeploy.runtimes.tensorrt.building.implicit import set_dynamic_ranges
+from trtdeploy.runtimes.tensorrt.precision.precision import WeightedLayers
 
 LAYERS = WeightedLayers({"/stem/Conv": 10, "/head/Gemm": 5}, frozenset())
 

@@ -18,9 +18,9 @@ from trtdeploy.cli.main import app
 from trtdeploy.cuda.api import load_api
 from trtdeploy.errors import BuildError, RuntimeUnavailableError
 from trtdeploy.plan import PrecisionFacts
-from trtdeploy.runtimes.tensorrt.kernel_list import facts_from_kernels, kernels_of
-from trtdeploy.runtimes.tensorrt.precision import facts_from_network, require_int8
-from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
+from trtdeploy.runtimes.tensorrt.precision.kernel_list import facts_from_kernels, kernels_of
+from trtdeploy.runtimes.tensorrt.precision.precision import facts_from_network, require_int8
+from trtdeploy.runtimes.tensorrt.precision.weighted_layers import WeightedLayers
 
 pytest.importorskip("tensorrt_rtx")
 

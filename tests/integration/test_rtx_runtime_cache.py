@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trtdeploy.runtimes.tensorrt.execution_contexts import RtxRuntimeCache
+from trtdeploy.runtimes.tensorrt.execution.execution_contexts import RtxRuntimeCache
 from trtdeploy.timing_cache import BlobCache, Fingerprint
 
 OURS = Fingerprint(

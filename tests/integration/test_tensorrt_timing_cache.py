@@ -16,11 +16,11 @@ from trtdeploy.errors import BuildError, TimingCacheError
 from trtdeploy.onnxgraph.reading.source import SourceModel, load_source
 from trtdeploy.plan import DeviceFacts
 from trtdeploy.runtimes.config import BuildConfig
-from trtdeploy.runtimes.tensorrt import builder
 from trtdeploy.runtimes.tensorrt.bindings import FLAVOURS, Bindings
+from trtdeploy.runtimes.tensorrt.building import builder
+from trtdeploy.runtimes.tensorrt.building.progress import Cancellation
+from trtdeploy.runtimes.tensorrt.building.timing import TimingBlobs
 from trtdeploy.runtimes.tensorrt.messages import Messages
-from trtdeploy.runtimes.tensorrt.progress import Cancellation
-from trtdeploy.runtimes.tensorrt.timing import TimingBlobs
 from trtdeploy.timing_cache import BlobCache, Fingerprint
 
 FINGERPRINT = Fingerprint(

@@ -483,7 +483,7 @@ class TestMergingFiles:
     def library(self, monkeypatch: pytest.MonkeyPatch) -> None:
         functions = {"combine": combine, "entries": entries, "combining": lambda cache: combine}
         library = type("Library", (), {name: staticmethod(function) for name, function in functions.items()})
-        monkeypatch.setattr("trtdeploy.runtimes.tensorrt.timing.timing_blobs", lambda runtime: library)
+        monkeypatch.setattr("trtdeploy.runtimes.tensorrt.building.timing.timing_blobs", lambda runtime: library)
 
     def test_the_output_keeps_what_it_has(self, tmp_path: Path) -> None:
         for name in ("a", "b", "out"):

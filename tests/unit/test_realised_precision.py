@@ -8,10 +8,10 @@ import pytest
 
 from trtdeploy.errors import BuildError
 from trtdeploy.plan import LayerPrecision, PrecisionFacts
-from trtdeploy.runtimes.tensorrt.element_types import operands_of, type_in
-from trtdeploy.runtimes.tensorrt.inspector import facts_from_layers
-from trtdeploy.runtimes.tensorrt.precision import require_int8
-from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
+from trtdeploy.runtimes.tensorrt.precision.element_types import operands_of, type_in
+from trtdeploy.runtimes.tensorrt.precision.inspector import facts_from_layers
+from trtdeploy.runtimes.tensorrt.precision.precision import require_int8
+from trtdeploy.runtimes.tensorrt.precision.weighted_layers import WeightedLayers
 
 LAYERS = WeightedLayers(
     {"/stem/Conv": 300, "/body/Conv": 600, "/head/Gemm": 100}, frozenset({"/stem/Conv", "/body/Conv"})

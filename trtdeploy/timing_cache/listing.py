@@ -115,7 +115,7 @@ def merge_caches(paths: Sequence[Path], output: Path) -> CacheFacts:
             "Runtime caches of TensorRT-RTX cannot be merged: it has no such operation.",
             hint="Keep one per deployment; it grows as the service sees new shapes.",
         )
-    from trtdeploy.runtimes.tensorrt.timing import timing_blobs
+    from trtdeploy.runtimes.tensorrt.building.timing import timing_blobs
 
     blobs = timing_blobs(fingerprint.runtime)
     combined = b""

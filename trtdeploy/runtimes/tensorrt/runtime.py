@@ -66,8 +66,8 @@ class TensorRTRuntime(Runtime):
     ) -> BuiltPlan:
         # onnx is needed to build, not to load
         from trtdeploy.onnxgraph.graph import with_named_nodes
-        from trtdeploy.runtimes.tensorrt.builder import Target, build_plan
-        from trtdeploy.runtimes.tensorrt.kernel_list import lowest_target
+        from trtdeploy.runtimes.tensorrt.building.builder import Target, build_plan
+        from trtdeploy.runtimes.tensorrt.precision.kernel_list import lowest_target
         from trtdeploy.runtimes.tensorrt.stores import timing_cache_of
 
         config.refuse_options_of("onnxruntime", runtime=self.bindings.flavour.title)
@@ -100,8 +100,8 @@ class TensorRTRuntime(Runtime):
         return replace(built, device=built.device.model_copy(update={"capability": targets}))
 
     def precision_of(self, content: bytes, manifest: Manifest, options: LoadOptions) -> PrecisionFacts:
-        from trtdeploy.runtimes.tensorrt.precision import ask_plan
-        from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
+        from trtdeploy.runtimes.tensorrt.precision.precision import ask_plan
+        from trtdeploy.runtimes.tensorrt.precision.weighted_layers import WeightedLayers
 
         if manifest.precision.evidence == "engine inspector" or not manifest.precision.layers:
             return manifest.precision
@@ -110,7 +110,7 @@ class TensorRTRuntime(Runtime):
             return ask_plan(self.bindings, content, WeightedLayers.of(manifest.precision), options)
 
     def describe(self, content: bytes, options: LoadOptions) -> Manifest:
-        from trtdeploy.runtimes.tensorrt.description import describe_plan
+        from trtdeploy.runtimes.tensorrt.execution.description import describe_plan
 
         return describe_plan(self.bindings, content, options, _device(options.device))
 
@@ -137,7 +137,7 @@ class TensorRTRuntime(Runtime):
             )
 
     def load(self, content: bytes, manifest: Manifest, options: LoadOptions) -> LoadedEngine:
-        from trtdeploy.runtimes.tensorrt.engine import TensorRTEngine
+        from trtdeploy.runtimes.tensorrt.execution.engine import TensorRTEngine
 
         if options.threads is not None:
             raise UsageError("The plan runs on a GPU: threads= means nothing to it.", hint="Leave it out.")

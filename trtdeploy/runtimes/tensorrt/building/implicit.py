@@ -9,7 +9,7 @@ from trtdeploy.errors import QuantizationError, UsageError
 from trtdeploy.onnxgraph.qdq.dynamic_ranges import read_ranges
 from trtdeploy.runtimes.config import BuildConfig
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
-from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
+from trtdeploy.runtimes.tensorrt.precision.weighted_layers import WeightedLayers
 
 if TYPE_CHECKING:
     import tensorrt

@@ -13,11 +13,11 @@ from trtdeploy.errors import BuildError
 from trtdeploy.plan import PrecisionFacts
 from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
-from trtdeploy.runtimes.tensorrt.deserialization import deserialize
-from trtdeploy.runtimes.tensorrt.inspector import facts_from_layers as facts_from_layers
-from trtdeploy.runtimes.tensorrt.inspector import json_layers
-from trtdeploy.runtimes.tensorrt.kernel_list import facts_from_kernels
-from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers as WeightedLayers
+from trtdeploy.runtimes.tensorrt.execution.deserialization import deserialize
+from trtdeploy.runtimes.tensorrt.precision.inspector import facts_from_layers as facts_from_layers
+from trtdeploy.runtimes.tensorrt.precision.inspector import json_layers
+from trtdeploy.runtimes.tensorrt.precision.kernel_list import facts_from_kernels
+from trtdeploy.runtimes.tensorrt.precision.weighted_layers import WeightedLayers as WeightedLayers
 
 if TYPE_CHECKING:
     import tensorrt

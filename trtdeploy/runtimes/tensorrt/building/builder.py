@@ -17,17 +17,17 @@ from trtdeploy.plan import DeviceFacts, PrecisionFacts
 from trtdeploy.runtimes.base import BuildProgress, BuiltPlan
 from trtdeploy.runtimes.config import BuildConfig, LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
-from trtdeploy.runtimes.tensorrt.implicit import set_dynamic_ranges
-from trtdeploy.runtimes.tensorrt.kernel_list import facts_from_kernels
+from trtdeploy.runtimes.tensorrt.building.implicit import set_dynamic_ranges
+from trtdeploy.runtimes.tensorrt.building.network import ParsedNetwork, parse
+from trtdeploy.runtimes.tensorrt.building.options import apply_options
+from trtdeploy.runtimes.tensorrt.building.profiles import Profiles, add_profiles, profiles_for, split_values
+from trtdeploy.runtimes.tensorrt.building.progress import Cancellation, make_monitor, run_cancellable
+from trtdeploy.runtimes.tensorrt.building.timing import TimingBlobs
 from trtdeploy.runtimes.tensorrt.messages import Capture
-from trtdeploy.runtimes.tensorrt.network import ParsedNetwork, parse
-from trtdeploy.runtimes.tensorrt.options import apply_options
 from trtdeploy.runtimes.tensorrt.plugins import load_plugins
-from trtdeploy.runtimes.tensorrt.precision import ask_plan, facts_from_network, require_int8
-from trtdeploy.runtimes.tensorrt.profiles import Profiles, add_profiles, profiles_for, split_values
-from trtdeploy.runtimes.tensorrt.progress import Cancellation, make_monitor, run_cancellable
-from trtdeploy.runtimes.tensorrt.timing import TimingBlobs
-from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
+from trtdeploy.runtimes.tensorrt.precision.kernel_list import facts_from_kernels
+from trtdeploy.runtimes.tensorrt.precision.precision import ask_plan, facts_from_network, require_int8
+from trtdeploy.runtimes.tensorrt.precision.weighted_layers import WeightedLayers
 from trtdeploy.timing_cache import BlobCache
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from trtdeploy.onnxgraph.qdq.quantized_types import WEIGHT_ONLY, quantizes_input
 from trtdeploy.plan import PrecisionFacts
-from trtdeploy.runtimes.tensorrt.element_types import QUANTIZED, product_type, type_in
-from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
+from trtdeploy.runtimes.tensorrt.precision.element_types import QUANTIZED, product_type, type_in
+from trtdeploy.runtimes.tensorrt.precision.weighted_layers import WeightedLayers
 
 _PROGRAM = b"header {\n"
 _TARGETS = re.compile(rb"\n *accelerators=\{((?:sm\d+ ?)+)\}")

@@ -13,13 +13,13 @@ from trtdeploy.cuda.streams import Stream
 from trtdeploy.errors import CudaError, EngineClosedError, UsageError
 from trtdeploy.runtimes.base import LoadedEngine
 from trtdeploy.runtimes.config import LoadOptions
-from trtdeploy.runtimes.tensorrt.arena import Arena
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
-from trtdeploy.runtimes.tensorrt.context import TensorRTContext
-from trtdeploy.runtimes.tensorrt.deserialization import deserialize
-from trtdeploy.runtimes.tensorrt.execution_contexts import ContextFactory
-from trtdeploy.runtimes.tensorrt.io_tensors import engine_profiles, engine_tensors
-from trtdeploy.runtimes.tensorrt.result_memory import ResultMemory
+from trtdeploy.runtimes.tensorrt.execution.arena import Arena
+from trtdeploy.runtimes.tensorrt.execution.context import TensorRTContext
+from trtdeploy.runtimes.tensorrt.execution.deserialization import deserialize
+from trtdeploy.runtimes.tensorrt.execution.execution_contexts import ContextFactory
+from trtdeploy.runtimes.tensorrt.execution.io_tensors import engine_profiles, engine_tensors
+from trtdeploy.runtimes.tensorrt.execution.result_memory import ResultMemory
 
 if TYPE_CHECKING:
     import tensorrt

@@ -9,8 +9,8 @@ from trtdeploy.errors import PlanIncompatibleError
 from trtdeploy.plan import DeviceFacts, Manifest, RuntimeFacts, manifest_of_unknown_plan
 from trtdeploy.runtimes.config import LoadOptions
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
-from trtdeploy.runtimes.tensorrt.deserialization import deserialize
-from trtdeploy.runtimes.tensorrt.io_tensors import engine_profiles, engine_tensors
+from trtdeploy.runtimes.tensorrt.execution.deserialization import deserialize
+from trtdeploy.runtimes.tensorrt.execution.io_tensors import engine_profiles, engine_tensors
 from trtdeploy.tensors import TensorSpec
 
 _MAGIC = b"ftrt"

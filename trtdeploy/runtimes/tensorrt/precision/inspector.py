@@ -16,8 +16,8 @@ from typing import Any
 
 from trtdeploy.onnxgraph.qdq.quantized_types import WEIGHT_ONLY, quantizes_input
 from trtdeploy.plan import PrecisionFacts
-from trtdeploy.runtimes.tensorrt.element_types import QUANTIZED, operands_of, product_type, type_in
-from trtdeploy.runtimes.tensorrt.weighted_layers import WeightedLayers
+from trtdeploy.runtimes.tensorrt.precision.element_types import QUANTIZED, operands_of, product_type, type_in
+from trtdeploy.runtimes.tensorrt.precision.weighted_layers import WeightedLayers
 
 # What the parser puts around a product carries the name of its node, too: another shape, a sum with the bias.
 _NO_PRODUCT = frozenset(

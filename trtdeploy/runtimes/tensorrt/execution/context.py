@@ -14,13 +14,13 @@ from trtdeploy.cuda.memory import DeviceBuffer, DevicePool, StagingRing, copy_on
 from trtdeploy.cuda.streams import Stream
 from trtdeploy.errors import DtypeError, InferenceError, ShapeError
 from trtdeploy.runtimes.base import ExecutionContext
-from trtdeploy.runtimes.tensorrt.arena import Arena
 from trtdeploy.runtimes.tensorrt.bindings import Bindings
-from trtdeploy.runtimes.tensorrt.graphs import GraphRunner
-from trtdeploy.runtimes.tensorrt.io_tensors import EngineProfile, EngineTensor, choose_profile
-from trtdeploy.runtimes.tensorrt.output_memory import GrowingOutput, make_output_allocator, shape_of
-from trtdeploy.runtimes.tensorrt.pending import TensorRTPending
-from trtdeploy.runtimes.tensorrt.result_memory import ResultMemory
+from trtdeploy.runtimes.tensorrt.execution.arena import Arena
+from trtdeploy.runtimes.tensorrt.execution.graphs import GraphRunner
+from trtdeploy.runtimes.tensorrt.execution.io_tensors import EngineProfile, EngineTensor, choose_profile
+from trtdeploy.runtimes.tensorrt.execution.output_memory import GrowingOutput, make_output_allocator, shape_of
+from trtdeploy.runtimes.tensorrt.execution.pending import TensorRTPending
+from trtdeploy.runtimes.tensorrt.execution.result_memory import ResultMemory
 from trtdeploy.tensors import Array
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""From a parsed network to a serialized engine."""

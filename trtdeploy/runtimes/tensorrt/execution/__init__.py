@@ -1,0 +1,1 @@
+"""Running an engine: contexts, memory, streams and captured graphs."""

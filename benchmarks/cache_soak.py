@@ -29,7 +29,7 @@ import os, random, signal, sys
 from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 folder, process, first, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 inside_share, rng = float(sys.argv[5]), random.Random(sys.argv[6] + process)
 def perhaps_die():

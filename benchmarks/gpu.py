@@ -26,7 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtdeploy.benchmark import bench
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cuda.api import load_api
 from trtdeploy.cuda.device import Device
 from trtdeploy.engine import Engine
@@ -124,7 +124,7 @@ def measure(runtime: str, model: Path, folder: Path) -> dict[str, Any]:
 def attempt(runtime: str, model: Path, folder: Path) -> str:
     """Load and run a plan on a card that its library does not name; in a process of its own, as it may crash."""
     code = (
-        "import sys; from pathlib import Path; from trtdeploy.building import BuildConfig, build\n"
+        "import sys; from pathlib import Path; from trtdeploy.building.build import BuildConfig, build\n"
         "from trtdeploy.plan import read_plan; from trtdeploy.runtimes import get_runtime\n"
         "from trtdeploy.runtimes.config import LoadOptions; from trtdeploy.tensors import random_inputs\n"
         "plan = build(sys.argv[2], sys.argv[3], BuildConfig(runtime=sys.argv[1]))\n"

@@ -29,7 +29,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import TrtDeployError
 from trtdeploy.files import atomic_write

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import ShapeRange

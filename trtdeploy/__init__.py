@@ -13,7 +13,7 @@ from trtdeploy.errors import TrtDeployError
 from trtdeploy.version import __version__
 
 if TYPE_CHECKING:
-    from trtdeploy.building import BuildConfig, build
+    from trtdeploy.building.build import BuildConfig, build
     from trtdeploy.data.preprocessing import Preprocessing
     from trtdeploy.engine import Engine
     from trtdeploy.ledger import Ledger
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BuildConfig": "trtdeploy.building",
+    "BuildConfig": "trtdeploy.building.build",
     "Engine": "trtdeploy.engine",
     "Ledger": "trtdeploy.ledger",
     "Preprocessing": "trtdeploy.data.preprocessing",
     "ShapeRange": "trtdeploy.tensors",
     "TensorSpec": "trtdeploy.tensors",
-    "build": "trtdeploy.building",
+    "build": "trtdeploy.building.build",
 }
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.data import open_dataset
 from trtdeploy.engine import Engine
 from trtdeploy.errors import RuntimeUnavailableError, TrtDeployError, UsageError

@@ -31,7 +31,7 @@ from training.models.efficientnet import efficientnet_b0
 from training.onnx_export import trace_to_onnx
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import quantize
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.calibration import AbsHistogram
 from trtdeploy.errors import RuntimeUnavailableError, TrtDeployError
 from trtdeploy.onnxgraph.lint import RULES, Finding, lint

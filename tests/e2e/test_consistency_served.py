@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 from typer.testing import CliRunner
 
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import ShapeRange

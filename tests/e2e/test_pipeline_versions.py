@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 from PIL import Image
 
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import ShapeRange
 from trtdeploy.triton.drift import find_drift

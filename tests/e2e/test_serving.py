@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from tests.e2e.commands import LIMIT_S, SERVE_ON_FREE_PORTS, ServeCommand, run, started, wait_until
 from tests.serving.nan_on_images import nan_on_images
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ServerError

@@ -95,10 +95,10 @@ def test_a_calibration_cache_and_explicit_qdq_of_equal_scales_build_equal_models
         built.append(result.proto)
         return result
 
-    from trtdeploy import building
-    from trtdeploy.model_precision import with_precision
+    from trtdeploy.building import build
+    from trtdeploy.building.model_precision import with_precision
 
-    monkeypatch.setattr(building, "with_precision", remember)
+    monkeypatch.setattr(build, "with_precision", remember)
     common = ["--runtime", runtime, "--shape", SHAPE]
     assert run("build", qdq_onnx, "--precision", "explicit", "-o", tmp_path / "a.plan", *common)[0] == 0
     code, text = run("build", plain, "--ranges", cache, "-o", tmp_path / "b.plan", *common)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cuda.api import CudaApi, load_api
 from trtdeploy.cuda.device import Device
 from trtdeploy.cuda.memory import DevicePool, PinnedBuffer, copy_to_device

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.onnx_graphs import doubling, save
 from trtdeploy import benchmark
 from trtdeploy.benchmark import Measurement, bench
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import InferenceError, PlanCorruptError, ShapeError, UsageError
 from trtdeploy.plan import Plan

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import trtdeploy
 from tests.integration.onnx_graphs import GraphMaker, batch_profile, block_network, doubling, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import (
     BuildError,

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, Size, save
 from trtdeploy.benchmark import bench
-from trtdeploy.building import BuildConfig, InputSource, build
+from trtdeploy.building.build import BuildConfig, InputSource, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, ModelError, QuantizationError, UsageError
 from trtdeploy.onnxgraph.reading.source import load_source

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.integration.onnx_graphs import block_network, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
+from trtdeploy.building.cache_files import cache_facts, merge_caches
 from trtdeploy.cli.main import app
 from trtdeploy.errors import RuntimeUnavailableError, TimingCacheError
 from trtdeploy.timing_cache import BlobCache, Fingerprint, TimingCache
-from trtdeploy.timing_cache.listing import cache_facts, merge_caches
 
 OURS = Fingerprint(kind="timing", runtime="tensorrt", version="10.16.1.11", device="A", capability="8.9", cuda="13.0")
 

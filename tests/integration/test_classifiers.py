@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.integration.onnx_graphs import as_exported, block_network, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.classifiers import onnx_classifier, plan_classifier
 from trtdeploy.engine import Engine
 from trtdeploy.errors import InferenceError, ModelError, ShapeError

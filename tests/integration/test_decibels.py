@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tests.integration.onnx_graphs import GraphMaker, save
 from tests.integration.small_networks import NETWORKS
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.engine import Engine
 from trtdeploy.errors import GateError, QuantizationError

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from tests.integration.onnx_graphs import GraphMaker, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.errors import ModelError, QuantizationError
 from trtdeploy.tensors import Array
 

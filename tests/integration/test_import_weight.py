@@ -61,7 +61,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_build_stays_the_function_whatever_else_is_imported() -> None:
     code = """
-import trtdeploy.building, trtdeploy.cli.plans, trtdeploy.quickstart
+import trtdeploy.building.build, trtdeploy.cli.plans, trtdeploy.quickstart
 from trtdeploy import build
 import trtdeploy
 assert callable(build) and callable(trtdeploy.build)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.integration.onnx_graphs import block_network, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
+from trtdeploy.building.inspection import inspect_file
 from trtdeploy.errors import ModelError, PlanCorruptError
 from trtdeploy.files import sha256_file
-from trtdeploy.inspection import inspect_file
 from trtdeploy.plan import Plan, manifest_path
 
 

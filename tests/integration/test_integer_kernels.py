@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.integration.onnx_graphs import as_exported, batch_profile, block_network, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.runtimes.onnxruntime.building import builder, integer_kernels, integer_sums
 from trtdeploy.runtimes.onnxruntime.building.integer_kernels import inexact_kernels, with_exact_sums

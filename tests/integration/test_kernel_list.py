@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from tests.integration.onnx_graphs import GraphMaker, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.cuda.api import load_api
 from trtdeploy.errors import BuildError, RuntimeUnavailableError

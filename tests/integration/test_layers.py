@@ -11,9 +11,9 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from tests.integration.onnx_graphs import GraphMaker, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
+from trtdeploy.building.inspection import inspect_file
 from trtdeploy.cli.main import app
-from trtdeploy.inspection import inspect_file
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.macs import macs_by_node
 from trtdeploy.onnxgraph.qdq.layers import count_quantized, left_in_float, weighted_layers

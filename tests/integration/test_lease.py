@@ -12,7 +12,7 @@ import torch
 
 from tests.integration.fake_runtime import batch, make_engine
 from tests.integration.onnx_graphs import GraphMaker, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import (
     DtypeError,

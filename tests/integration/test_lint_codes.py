@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.lint_file import Difference, repair_file
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.lint.fix import fix

@@ -11,11 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
+from trtdeploy.building.inspection import inspect_file
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError
 from trtdeploy.files import sha256_bytes
-from trtdeploy.inspection import inspect_file
 from trtdeploy.lint_file import lint_file, repair_file
 from trtdeploy.onnxgraph.graph import Graph
 from trtdeploy.onnxgraph.qdq.layers import count_quantized, quantized_nodes

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, batch_profile, block_network, doubling, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import BuildError
 from trtdeploy.onnxgraph.graph import fold_weights

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.errors import QuantizationError
 from trtdeploy.lint_file import lint_file

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.integration.onnx_graphs import save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
+from trtdeploy.building.inspection import inspect_file
 from trtdeploy.errors import QuantizationError
-from trtdeploy.inspection import inspect_file
 from trtdeploy.onnxgraph.qdq.layers import asked_types, count_quantized
 
 QUICK = BuildConfig(runtime="onnxruntime", timing_rounds=1, threads=1)

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.onnxgraph.graph import Graph
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.qdq.dynamic_ranges import DynamicRanges, parse_calibration_cache

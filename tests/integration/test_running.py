@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.integration.onnx_graphs import GraphMaker, doubling, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, DtypeError, InputNameError, PlanCorruptError, ShapeError, UsageError
 from trtdeploy.plan import Plan

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, doubling, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.classifiers import onnx_classifier
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine

@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, block_network, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
+from trtdeploy.building.inspection import inspect_file
 from trtdeploy.cuda.api import load_api
 from trtdeploy.engine import Engine
 from trtdeploy.errors import (
@@ -26,7 +27,6 @@ from trtdeploy.errors import (
     TrtDeployError,
     UsageError,
 )
-from trtdeploy.inspection import inspect_file
 from trtdeploy.plan import Plan, manifest_path, read_plan
 from trtdeploy.tensors import ShapeRange
 
@@ -349,7 +349,7 @@ class TestIsolation:
 
     def test_its_crash_is_an_error_here(self, block: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "sitecustomize.py").write_text(
-            "import os, sys\nif 'trtdeploy.build_worker' in sys.orig_argv: os.kill(os.getpid(), 11)\n"
+            "import os, sys\nif 'trtdeploy.building.worker' in sys.orig_argv: os.kill(os.getpid(), 11)\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         with pytest.raises(BuildError, match="SIGSEGV"):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.fake_gpu import FakeGpu, Ranges, batch, reshaping
 from tests.integration.onnx_graphs import save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ShapeError, UsageError
 from trtdeploy.plan import Manifest, read_plan

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.onnx_graphs import batch_profile, block_network, save
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import locked
 from trtdeploy.plan import TacticFacts

@@ -16,7 +16,7 @@ import pytest
 from onnx import helper
 from typer.testing import CliRunner
 
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli import console
 from trtdeploy.cli.main import app
 from trtdeploy.errors import RepositoryError

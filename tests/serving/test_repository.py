@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError, PlanCorruptError, RepositoryError
 from trtdeploy.plan import Plan, manifest_path

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from tests.serving.nan_on_images import nan_on_images
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.classifiers import onnx_classifier
 from trtdeploy.cli.main import app
 from trtdeploy.data import Dataset, open_dataset

@@ -25,7 +25,7 @@ from training.models.efficientnet import efficientnet_b0
 from training.onnx_export import trace_to_onnx
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import QuantizationSpec, quantize
-from trtdeploy.building import BuildConfig, build
+from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.qdq.dynamic_ranges import parse_calibration_cache
 from trtdeploy.onnxgraph.qdq.pairs import take_out

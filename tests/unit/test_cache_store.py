@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from trtdeploy.building.cache_files import cache_facts, merge_caches
 from trtdeploy.errors import TimingCacheError
 from trtdeploy.files import locked
 from trtdeploy.timing_cache import BlobCache, CacheMode, Fingerprint, TimingCache
-from trtdeploy.timing_cache.listing import cache_facts, merge_caches
 from trtdeploy.timing_cache.sidecar import read_pair
 
 OURS = Fingerprint(

@@ -186,8 +186,8 @@ def build(
 ) -> None:
     """Build a plan: measure every candidate on this machine, keep the fastest that gives the same answers."""
     with door(), Bars() as bars:
-        from trtdeploy.building import BuildConfig, InputSource
-        from trtdeploy.building import build as run_build
+        from trtdeploy.building.build import BuildConfig, InputSource
+        from trtdeploy.building.build import build as run_build
         from trtdeploy.data.preprocessing import Preprocessing
         from trtdeploy.files import keep_inputs
         from trtdeploy.tensors import parse_shape_option

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def show(files: Files, as_json: AsJson = False) -> None:
     """Say what timing caches are and whose; exit code 1 if one is damaged."""
     with door():
-        from trtdeploy.timing_cache.listing import cache_facts
+        from trtdeploy.building.cache_files import cache_facts
 
         facts = [cache_facts(path) for path in files]
         if as_json:
@@ -57,7 +57,7 @@ def merge(
 ) -> None:
     """Merge timing caches of one runtime version on one kind of device."""
     with door():
-        from trtdeploy.timing_cache.listing import merge_caches
+        from trtdeploy.building.cache_files import merge_caches
 
         fact = merge_caches(files, output)
         if as_json:

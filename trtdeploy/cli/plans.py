@@ -36,7 +36,7 @@ def inspect_command(
 ) -> None:
     """Show inputs and outputs, profiles, precision, kernels and provenance."""
     with door():
-        from trtdeploy.inspection import inspect_file
+        from trtdeploy.building.inspection import inspect_file
         from trtdeploy.tensors import TensorSpec
 
         facts = inspect_file(path)

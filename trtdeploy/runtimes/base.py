@@ -1,7 +1,7 @@
 """The contract between the engine and a runtime.
 
 A runtime turns an ONNX model into plan bytes, and plan bytes into a loaded engine, which makes execution contexts. What
-is above (``trtdeploy.building``, ``trtdeploy.engine``) knows nothing else of it.
+is above (``trtdeploy.building.build``, ``trtdeploy.engine``) knows nothing else of it.
 """
 
 from __future__ import annotations

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
+from trtdeploy.building.child_process import build_in_child
+from trtdeploy.building.model_precision import with_precision
+from trtdeploy.building.real_inputs import InputSource, read_inputs
 from trtdeploy.errors import BuildError, UsageError
 from trtdeploy.files import keep_inputs, same_file, sha256_bytes
-from trtdeploy.isolated_build import build_in_child
 from trtdeploy.ledger import Ledger
-from trtdeploy.model_precision import with_precision
 from trtdeploy.onnxgraph.qdq.layers import left_in_float
 from trtdeploy.onnxgraph.reading.finite_weights import require_finite_weights
 from trtdeploy.onnxgraph.reading.source import SourceModel, keep_model, load_source
@@ -23,7 +24,6 @@ from trtdeploy.plan import (
     manifest_path,
     write_plan,
 )
-from trtdeploy.real_inputs import InputSource, read_inputs
 from trtdeploy.runtimes import get_runtime
 from trtdeploy.runtimes.base import BuildProgress
 from trtdeploy.runtimes.config import BuildConfig

@@ -1,7 +1,7 @@
 """A build in a process of its own: a crash of the builder, or memory that it leaks, ends with that process.
 
 Parent and child speak JSON: the job on the child's stdin, one line per step of progress and one for the end on its
-stdout (``build_worker``). The child writes plan and manifest itself, as atomically as ever.
+stdout (``worker``). The child writes plan and manifest itself, as atomically as ever.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from trtdeploy import errors
+from trtdeploy.building.real_inputs import InputSource
 from trtdeploy.errors import BuildError, TrtDeployError
 from trtdeploy.module_command import module_command
 from trtdeploy.plan import Plan, read_manifest
-from trtdeploy.real_inputs import InputSource
 from trtdeploy.runtimes.base import BuildProgress
 from trtdeploy.runtimes.config import BuildConfig
 
@@ -50,7 +50,7 @@ def build_in_child(
         "inputs": inputs.model_dump(mode="json"),
         "ledger": None if ledger is None else str(ledger),
     }
-    command = module_command("trtdeploy.build_worker")
+    command = module_command("trtdeploy.building.worker")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
             _hand_over(child, job)

@@ -1,4 +1,4 @@
-"""The child's side of ``isolated_build``: one job from stdin, reports on stdout."""
+"""The child's side of ``child_process``: one job from stdin, reports on stdout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-from trtdeploy.building import BuildConfig, InputSource, build
+from trtdeploy.building.build import BuildConfig, InputSource, build
 from trtdeploy.errors import TrtDeployError
 
 

@@ -36,8 +36,8 @@ from trtdeploy.calibration import AbsHistogram
 from trtdeploy.errors import RuntimeUnavailableError, TrtDeployError
 from trtdeploy.onnxgraph.lint import RULES, Finding, lint
 from trtdeploy.onnxgraph.lint.fix import fix
-from trtdeploy.ptq import PtqOptions
-from trtdeploy.ptq import quantize as quantize_onnx
+from trtdeploy.quantizing import PtqOptions
+from trtdeploy.quantizing import quantize as quantize_onnx
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import Array

@@ -16,7 +16,7 @@ from trtdeploy.building.build import BuildConfig, InputSource, build
 from trtdeploy.engine import Engine
 from trtdeploy.errors import DataError, ModelError, QuantizationError, UsageError
 from trtdeploy.onnxgraph.reading.source import load_source
-from trtdeploy.ptq import PtqOptions, quantize
+from trtdeploy.quantizing import PtqOptions, quantize
 from trtdeploy.runtimes.trial_inputs import trial_inputs
 from trtdeploy.tensors import Array, ShapeRange
 

@@ -18,7 +18,7 @@ from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.engine import Engine
 from trtdeploy.errors import GateError, QuantizationError
-from trtdeploy.ptq import PtqOptions, quantize
+from trtdeploy.quantizing import PtqOptions, quantize
 from trtdeploy.tensors import Array
 
 

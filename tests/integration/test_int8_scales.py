@@ -28,7 +28,7 @@ from trtdeploy.onnxgraph.qdq.ranges_to_qdq import (
     ranges_of,
     without_qdq,
 )
-from trtdeploy.ptq import PtqOptions, quantize
+from trtdeploy.quantizing import PtqOptions, quantize
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import Array
 

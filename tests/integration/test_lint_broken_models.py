@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.cli.main import app
 from trtdeploy.errors import ModelError
-from trtdeploy.lint_file import lint_file, repair_file
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.lint.fix import Fixed, fix
+from trtdeploy.quantizing.lint_file import lint_file, repair_file
 
 
 def faulty() -> onnx.ModelProto:
@@ -119,7 +119,7 @@ def test_a_repair_that_onnx_runtime_does_not_take_is_not_written(
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), scale))
         return fixed
 
-    monkeypatch.setattr("trtdeploy.lint_file.fix", of_another_type)
+    monkeypatch.setattr("trtdeploy.quantizing.lint_file.fix", of_another_type)
     done = CliRunner().invoke(app, ["lint", str(path), "--fix", str(tmp_path / "out.onnx")])
     assert done.exit_code == 2
     assert "not the result" in done.output

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.building.build import BuildConfig, build
-from trtdeploy.lint_file import Difference, repair_file
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.lint.fix import fix
 from trtdeploy.onnxgraph.lint.integer_ops import integer_ops_to_qdq
+from trtdeploy.quantizing.lint_file import Difference, repair_file
 
 ZERO = 37
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, save
 from tests.integration.test_lint_rules import CASES
 from trtdeploy.cli.main import app
-from trtdeploy.lint_file import Difference, repair_file
 from trtdeploy.onnxgraph.lint import lint
 from trtdeploy.onnxgraph.lint.fix import fix
+from trtdeploy.quantizing.lint_file import Difference, repair_file
 
 REPAIRED = [
     *("opset", "scale-size"),

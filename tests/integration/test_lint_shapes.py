@@ -182,7 +182,7 @@ def test_more_weights_than_a_file_holds_are_refused_before_they_are_read(tmp_pat
     model.graph.initializer.append(tensor)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     arguments = ["lint", str(tmp_path / "model.onnx")]
-    with patch("trtdeploy.lint_file.load_source", side_effect=AssertionError("was read")):
+    with patch("trtdeploy.quantizing.lint_file.load_source", side_effect=AssertionError("was read")):
         for more in ([], ["--fix", str(tmp_path / "out.onnx")]):
             done = CliRunner().invoke(app, [*arguments, *more])
             assert done.exit_code == 2

@@ -16,10 +16,10 @@ from trtdeploy.building.inspection import inspect_file
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError
 from trtdeploy.files import sha256_bytes
-from trtdeploy.lint_file import lint_file, repair_file
 from trtdeploy.onnxgraph.graph import Graph
 from trtdeploy.onnxgraph.qdq.layers import count_quantized, quantized_nodes
 from trtdeploy.onnxgraph.reading.source import SourceModel, load_source
+from trtdeploy.quantizing.lint_file import lint_file, repair_file
 from trtdeploy.tensors import Array
 
 QUICK = BuildConfig(runtime="onnxruntime", timing_rounds=1, threads=1)

@@ -1,4 +1,4 @@
-"""``trtdeploy.ptq``: an ONNX model and samples in, explicit INT8 out."""
+"""``trtdeploy.quantizing``: an ONNX model and samples in, explicit INT8 out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trtdeploy.onnxgraph.graph import Graph
 from trtdeploy.onnxgraph.lint.quantization_check import check_quantization
 from trtdeploy.onnxgraph.qdq.pairs import pairs
 from trtdeploy.onnxgraph.qdq.placement import wanted_sites
-from trtdeploy.ptq import PtqOptions, quantize
+from trtdeploy.quantizing import PtqOptions, quantize
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 
 

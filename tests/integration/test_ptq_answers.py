@@ -17,9 +17,9 @@ from tests.integration.onnx_graphs import GraphMaker, save
 from trtdeploy.cli.main import app
 from trtdeploy.errors import DataError, UsageError
 from trtdeploy.onnxgraph.reading.source import load_source
-from trtdeploy.ptq import PtqOptions, quantize
-from trtdeploy.ptq.answers import Answers, answers_of, per_sample_sqnr_db
-from trtdeploy.ptq.choice import CANDIDATES, Score, best_of, score_candidates
+from trtdeploy.quantizing import PtqOptions, quantize
+from trtdeploy.quantizing.method_choice import CANDIDATES, Score, best_of, score_candidates
+from trtdeploy.quantizing.output_scores import Answers, answers_of, per_sample_sqnr_db
 
 
 def classifier(*, offset: float = 0.0) -> GraphMaker:

@@ -14,8 +14,8 @@ from tests.integration.onnx_graphs import GraphMaker, as_exported, save
 from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.errors import QuantizationError
-from trtdeploy.lint_file import lint_file
-from trtdeploy.ptq import PtqOptions, quantize
+from trtdeploy.quantizing import PtqOptions, quantize
+from trtdeploy.quantizing.lint_file import lint_file
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import Array
 

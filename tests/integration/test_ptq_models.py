@@ -16,7 +16,7 @@ from trtdeploy.onnxgraph.graph import Graph
 from trtdeploy.onnxgraph.qdq.pairs import put_in
 from trtdeploy.onnxgraph.qdq.placement import Target
 from trtdeploy.onnxgraph.reading.source import load_source
-from trtdeploy.ptq import PtqOptions, quantize
+from trtdeploy.quantizing import PtqOptions, quantize
 
 RNG = np.random.default_rng(0)
 

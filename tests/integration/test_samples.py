@@ -17,7 +17,7 @@ from trtdeploy.data.samples import batch_indices, batches, open_samples
 from trtdeploy.errors import DataError, InferenceError, QuantizationError, UsageError
 from trtdeploy.onnxgraph.graph import Graph
 from trtdeploy.onnxgraph.qdq.pairs import pairs
-from trtdeploy.ptq import PtqOptions, quantize
+from trtdeploy.quantizing import PtqOptions, quantize
 from trtdeploy.tensors import Array, TensorSpec
 
 LENGTHS = (8, 12, 16, 24)

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, save
 from trtdeploy.onnxgraph.qdq.unsigned_codes import with_unsigned_activations
-from trtdeploy.ptq import PtqOptions, quantize
+from trtdeploy.quantizing import PtqOptions, quantize
 from trtdeploy.runtimes.onnxruntime.building.tactics import tactics_for
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 

@@ -13,8 +13,8 @@ from trtdeploy.cli.plans import AsJson
 from trtdeploy.counting import counted
 
 if TYPE_CHECKING:
-    from trtdeploy.lint_file import Repaired
     from trtdeploy.onnxgraph.lint import Finding
+    from trtdeploy.quantizing.lint_file import Repaired
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +36,7 @@ def lint(
 ) -> None:
     """Check a model against TensorRT's rules of explicit INT8; exit code 1 if it breaks one."""
     with door():
-        from trtdeploy.lint_file import lint_file, repair_file
+        from trtdeploy.quantizing.lint_file import lint_file, repair_file
 
         repaired = None if fix is None else repair_file(model, fix, ignore=ignore or (), seed=seed)
         findings = lint_file(model, ignore=ignore or ()) if repaired is None else repaired.left

@@ -12,7 +12,7 @@ from trtdeploy.cli.plans import AsJson
 from trtdeploy.counting import counted
 
 if TYPE_CHECKING:
-    from trtdeploy.ptq.closeness import WorstChannel
+    from trtdeploy.quantizing.closeness import WorstChannel
 
 
 def register(app: typer.Typer) -> None:
@@ -76,8 +76,8 @@ def quantize(
     """Quantize a float ONNX model to INT8 with Q/DQ, without training (PTQ)."""
     with door(), Bars() as bars:
         from trtdeploy.data.preprocessing import Preprocessing
-        from trtdeploy.ptq import PtqOptions
-        from trtdeploy.ptq import quantize as run
+        from trtdeploy.quantizing import PtqOptions
+        from trtdeploy.quantizing import quantize as run
 
         given: dict[str, Any] = {
             "method": method,

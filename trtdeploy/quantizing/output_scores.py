@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from trtdeploy.onnxgraph.graph import Graph, outer_names
 from trtdeploy.onnxgraph.tensor_types import tensor_types
-from trtdeploy.ptq.observe import with_outputs
+from trtdeploy.quantizing.observe import with_outputs
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.statistics import sqnr_db
 from trtdeploy.tensors import Array

@@ -11,8 +11,8 @@ import onnx
 
 from trtdeploy.calibration import Method
 from trtdeploy.errors import UsageError
-from trtdeploy.ptq.answers import Answers, per_sample_sqnr_db
-from trtdeploy.ptq.closeness import require_numbers
+from trtdeploy.quantizing.closeness import require_numbers
+from trtdeploy.quantizing.output_scores import Answers, per_sample_sqnr_db
 from trtdeploy.tensors import Array
 
 

@@ -26,14 +26,14 @@ from trtdeploy.onnxgraph.qdq.placement import Wanted, float32_sites, wanted_site
 from trtdeploy.onnxgraph.qdq.ranges_to_qdq import LOWEST_OPSET, require_float_model
 from trtdeploy.onnxgraph.qdq.unsigned_codes import with_unsigned_activations
 from trtdeploy.onnxgraph.reading.source import CALIBRATION_KEY, PREPROCESSING_KEY, SourceModel, keep_model, load_source
-from trtdeploy.ptq.answers import answers_of
-from trtdeploy.ptq.choice import Candidate, Score, best_of, score_candidates
-from trtdeploy.ptq.closeness import WorstChannel, measure
-from trtdeploy.ptq.in_float import left_in_float
-from trtdeploy.ptq.observe import Observer
-from trtdeploy.ptq.options import PtqOptions
-from trtdeploy.ptq.parting import Parts
-from trtdeploy.ptq.quantizers import Quantizers
+from trtdeploy.quantizing.closeness import WorstChannel, measure
+from trtdeploy.quantizing.in_float import left_in_float
+from trtdeploy.quantizing.method_choice import Candidate, Score, best_of, score_candidates
+from trtdeploy.quantizing.observe import Observer
+from trtdeploy.quantizing.options import PtqOptions
+from trtdeploy.quantizing.output_scores import answers_of
+from trtdeploy.quantizing.parting import Parts
+from trtdeploy.quantizing.quantizers import Quantizers
 from trtdeploy.runtimes.onnxruntime.witness import Witness, serialized
 from trtdeploy.statistics import Interval
 from trtdeploy.tensors import Array
@@ -62,7 +62,7 @@ class Quantized:
         left_float: Why a layer with constant weights is not quantized, by its name.
         one_scale: Names of every ConvTranspose whose weight has one scale for all output channels.
         calibration: What the file's metadata says about calibration.
-        output_sqnr_db: Signal to quantization noise of the answers (see ``answers``) to all samples; None where it is
+        output_sqnr_db: Signal to quantization noise of the answers (``output_scores``) to all samples; None where it is
             infinite or not defined.
         worst_channel: The channel of an answer that differs most; see ``closeness``.
         not_compared: Why ``output_sqnr_db`` is None.

@@ -12,7 +12,7 @@ import onnx
 
 from trtdeploy.errors import GateError, QuantizationError
 from trtdeploy.onnxgraph.graph import Graph
-from trtdeploy.ptq.answers import Answers
+from trtdeploy.quantizing.output_scores import Answers
 from trtdeploy.runtimes.onnxruntime.witness import Witness
 from trtdeploy.tensors import Array
 

@@ -20,9 +20,9 @@ from trtdeploy.onnxgraph.qdq.int8_scales import (
 )
 from trtdeploy.onnxgraph.qdq.pairs import Quantizer, Site
 from trtdeploy.onnxgraph.qdq.placement import Wanted
-from trtdeploy.ptq.choice import Candidate
-from trtdeploy.ptq.in_float import left_in_float
-from trtdeploy.ptq.options import PtqOptions
+from trtdeploy.quantizing.in_float import left_in_float
+from trtdeploy.quantizing.method_choice import Candidate
+from trtdeploy.quantizing.options import PtqOptions
 
 
 class Quantizers:

@@ -16,7 +16,7 @@ class PtqOptions(BaseModel):
 
     Attributes:
         method: How the ranges of activations are found; see ``trtdeploy.calibration``. ``auto`` tries all of them and
-            takes the one whose answers to held-out samples are closest to the float model's; see ``choice``. Weights
+            takes the one whose answers to held-out samples are closest to float; see ``method_choice``. Weights
             use the largest |w| per output channel, but see ``transposed_weights``.
         percentile: Percent of all |x| inside the range, for the method of that name.
         images: How many samples, drawn with ``seed``; all if None.

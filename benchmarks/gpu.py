@@ -25,11 +25,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trtdeploy.benchmark import bench
 from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cuda.api import load_api
 from trtdeploy.cuda.device import Device
 from trtdeploy.engine import Engine
+from trtdeploy.engine.benchmark import bench
 from trtdeploy.errors import RuntimeUnavailableError, TrtDeployError
 from trtdeploy.files import atomic_write
 from trtdeploy.onnxgraph.reading.source import load_source

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from tests.integration.onnx_graphs import doubling, save
-from trtdeploy import benchmark
-from trtdeploy.benchmark import Measurement, bench
 from trtdeploy.building.build import BuildConfig, build
-from trtdeploy.engine import Engine
+from trtdeploy.engine import Engine, benchmark
+from trtdeploy.engine.benchmark import Measurement, bench
 from trtdeploy.errors import InferenceError, PlanCorruptError, ShapeError, UsageError
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import ShapeRange

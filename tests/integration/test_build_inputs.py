@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, Size, save
-from trtdeploy.benchmark import bench
 from trtdeploy.building.build import BuildConfig, InputSource, build
 from trtdeploy.engine import Engine
+from trtdeploy.engine.benchmark import bench
 from trtdeploy.errors import DataError, ModelError, QuantizationError, UsageError
 from trtdeploy.onnxgraph.reading.source import load_source
 from trtdeploy.quantizing import PtqOptions, quantize

@@ -15,9 +15,9 @@ from PIL import Image
 from tests.integration.onnx_graphs import GraphMaker, doubling, save
 from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
+from trtdeploy.engine.run_once import run_once, summarize
 from trtdeploy.errors import DataError, DtypeError, InputNameError, PlanCorruptError, ShapeError, UsageError
 from trtdeploy.plan import Plan
-from trtdeploy.running import run_once, summarize
 from trtdeploy.tensors import random_inputs
 
 QUICK = BuildConfig(timing_rounds=1, threads=1)

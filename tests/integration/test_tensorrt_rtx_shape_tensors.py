@@ -13,9 +13,9 @@ from tests.fakes.fake_gpu import FakeGpu, Ranges, batch, reshaping
 from tests.integration.onnx_graphs import save
 from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.engine import Engine
+from trtdeploy.engine.run_once import run_once
 from trtdeploy.errors import ShapeError, UsageError
 from trtdeploy.plan import Manifest, read_plan
-from trtdeploy.running import run_once
 from trtdeploy.tensors import ShapeRange
 
 pytest.importorskip("tensorrt_rtx")

@@ -81,7 +81,7 @@ def run(
 ) -> None:
     """Run a plan once."""
     with door():
-        from trtdeploy.running import run_once, summarize
+        from trtdeploy.engine.run_once import run_once, summarize
 
         outputs, manifest = run_once(plan, inputs, output=output, threads=threads)
         facts = summarize(outputs, manifest)
@@ -113,7 +113,7 @@ def bench(
 ) -> None:
     """Measure latency percentiles and throughput of a plan on this machine."""
     with door():
-        from trtdeploy.benchmark import bench as run_bench
+        from trtdeploy.engine.benchmark import bench as run_bench
 
         console = Console(stderr=True)
         with console.status("measuring") as status:

@@ -9,10 +9,10 @@ import pytest
 
 from tests.integration.onnx_graphs import as_exported, block_network, save
 from trtdeploy.building.build import BuildConfig, build
-from trtdeploy.classifiers import onnx_classifier, plan_classifier
 from trtdeploy.engine import Engine
 from trtdeploy.errors import InferenceError, ModelError, ShapeError
 from trtdeploy.plan import Plan
+from trtdeploy.validation.classifiers import onnx_classifier, plan_classifier
 
 
 def images(size: int) -> np.ndarray:

@@ -16,13 +16,13 @@ from onnx import TensorProto, helper
 
 from tests.integration.onnx_graphs import GraphMaker, as_exported, block_network, doubling, save
 from trtdeploy.building.build import BuildConfig, build
-from trtdeploy.classifiers import onnx_classifier
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.onnxgraph.reading.source import CALIBRATION_KEY, LABELS_KEY, PREPROCESSING_KEY, load_source
 from trtdeploy.runtimes.onnxruntime.building.tactics import tactics_for
+from trtdeploy.validation.classifiers import onnx_classifier
 
 QUICK = BuildConfig(timing_rounds=1, threads=1)
 SMALL = block_network(channels=4).SerializeToString()

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from tests.serving.nan_on_images import nan_on_images
 from trtdeploy.building.build import BuildConfig, build
-from trtdeploy.classifiers import onnx_classifier
 from trtdeploy.cli.main import app
 from trtdeploy.data import Dataset, open_dataset
 from trtdeploy.data.preprocessing import Preprocessing
@@ -29,6 +28,7 @@ from trtdeploy.ledger.evaluation import evaluate
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array, TensorSpec
 from trtdeploy.validation import PlanTarget, Target, ValidationOptions, ask, validate
+from trtdeploy.validation.classifiers import onnx_classifier
 
 IMAGE_SIZE = 32
 LABELS = [str(digit) for digit in range(10)]

@@ -50,7 +50,7 @@ FLOORS = [
     "trtdeploy.engine.run_once",
     "trtdeploy.quantizing",
     "trtdeploy.quantizing.lint_file",
-    "trtdeploy.classifiers",
+    "trtdeploy.validation.classifiers",
     "trtdeploy.validation",
     "trtdeploy.triton",
     "trtdeploy.load",

@@ -3,9 +3,9 @@
 The same checks apply to a served model (``trtdeploy.triton.served``) and to a plan in this process.
 """
 
-from trtdeploy.validation.asking import Answers, ask
 from trtdeploy.validation.examination import Examination, examine, validate
 from trtdeploy.validation.options import Gate, ValidationOptions, ValidationReport
+from trtdeploy.validation.send_split import Answers, ask
 from trtdeploy.validation.target import PlanTarget, ServerTimes, ServerTotals, Target
 
 __all__ = [

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtdeploy.classifiers import onnx_classifier, plan_classifier
 from trtdeploy.data.dataset import Split
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
@@ -18,6 +17,7 @@ from trtdeploy.ledger.evaluation import evaluate
 from trtdeploy.onnxgraph.reading.source import load_source
 from trtdeploy.plan import manifest_path
 from trtdeploy.tensors import DYNAMIC, Array
+from trtdeploy.validation.classifiers import onnx_classifier, plan_classifier
 from trtdeploy.validation.options import ValidationOptions
 from trtdeploy.validation.target import Target
 

@@ -13,12 +13,12 @@ from trtdeploy.ledger import Ledger, StageOutputs
 from trtdeploy.ledger.evaluation import Progress, map_labels, median_latency_ms
 from trtdeploy.statistics import NonInferiority, non_inferiority, percentile
 from trtdeploy.tensors import DYNAMIC
-from trtdeploy.validation.asking import Answers, ask
 from trtdeploy.validation.classes import check_classes, check_reference, scores_of_one
 from trtdeploy.validation.comparison import Comparison, find_comparison
 from trtdeploy.validation.consistency import Consistency, compare_versions, measure_instances
 from trtdeploy.validation.invariance import measure_variation
 from trtdeploy.validation.options import Gate, ValidationOptions, ValidationReport
+from trtdeploy.validation.send_split import Answers, ask
 from trtdeploy.validation.target import ServerTimes, Target
 from trtdeploy.validation.top_k import compare_top_k
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trtdeploy.classifiers import plan_classifier
 from trtdeploy.data.dataset import Split
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.engine import Engine
 from trtdeploy.errors import UsageError
 from trtdeploy.tensors import DYNAMIC, Array, TensorSpec
+from trtdeploy.validation.classifiers import plan_classifier
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ from trtdeploy.files import atomic_write
 from trtdeploy.triton.client import connect
 from trtdeploy.triton.config import check_config
 from trtdeploy.triton.drift import find_drift
-from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.layout import active_version, versions
 from trtdeploy.triton.promotion import promote_live
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 from trtdeploy.triton.versions import promote, publish
 
 NAME = "scaled"

@@ -37,9 +37,9 @@ from trtdeploy.files import atomic_write
 from trtdeploy.runtimes.onnxruntime.cpu import processor_name, usable_cores
 from trtdeploy.tensors import ShapeRange
 from trtdeploy.triton.config.options import PackageOptions
-from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.repository import package
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 
 SIZE = 224
 MAX_BATCH = 8

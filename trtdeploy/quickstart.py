@@ -23,10 +23,10 @@ from trtdeploy.ledger import Ledger, Stage, StageRecord
 from trtdeploy.module_command import module_command
 from trtdeploy.tensors import ShapeRange
 from trtdeploy.triton.client import connect
-from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.repository import package
 from trtdeploy.triton.served import ServedTarget
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 from trtdeploy.validation import PlanTarget, ValidationOptions, ValidationReport, validate
 
 MODEL_NAME = "quickstart"

@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.accuracy.results import CIFAR10, Table, require, write_result
 from training.checkpoint import load_checkpoint
 from trtdeploy.ledger import Ledger
-from trtdeploy.triton.installation import find_tritonserver
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 
 NAME = "stages"
 LEAST_AGREEMENT = 99.5

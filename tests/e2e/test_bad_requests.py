@@ -20,9 +20,9 @@ from trtdeploy.errors import ShapeError
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client import connect, connect_async
-from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

@@ -27,9 +27,9 @@ from trtdeploy.triton.client import (
 from trtdeploy.triton.client.prepared import PreparedRequests
 from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.config.options import QueuePolicy
-from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.repository import package
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

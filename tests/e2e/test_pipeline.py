@@ -19,10 +19,10 @@ from trtdeploy.engine import Engine
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array
 from trtdeploy.triton.config import PackageOptions
-from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.pipeline import package_pipeline
 from trtdeploy.triton.repository import package
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 
 grpc = pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

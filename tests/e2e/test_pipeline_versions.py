@@ -17,10 +17,10 @@ from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import ShapeRange
 from trtdeploy.triton.drift import find_drift
-from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.pipeline import package_pipeline
 from trtdeploy.triton.promotion import promote_live
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 from trtdeploy.triton.versions import publish
 
 grpc = pytest.importorskip("tritonclient.grpc")

@@ -33,9 +33,9 @@ from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client import InferenceClient, connect
 from trtdeploy.triton.config import PackageOptions
-from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.repository import package
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

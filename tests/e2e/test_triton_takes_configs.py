@@ -11,8 +11,8 @@ import pytest
 
 from tests.serving.config_cases import BAD, BASE, ENSEMBLE, GOOD, STEP, write_model
 from trtdeploy.triton.config import check_config
-from trtdeploy.triton.installation import find_tritonserver
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

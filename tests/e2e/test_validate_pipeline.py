@@ -18,9 +18,9 @@ from trtdeploy.data import open_dataset
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Plan, manifest_path
-from trtdeploy.triton.installation import find_tritonserver
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import find_tritonserver
+from trtdeploy.triton.server.process import TritonServer
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

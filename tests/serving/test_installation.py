@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from trtdeploy.errors import RuntimeUnavailableError
-from trtdeploy.triton import installation
-from trtdeploy.triton.installation import Installation, cache_folder, find_tritonserver
+from trtdeploy.triton.server import installation
+from trtdeploy.triton.server.installation import Installation, cache_folder, find_tritonserver
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 

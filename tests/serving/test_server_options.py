@@ -13,7 +13,7 @@ from trtdeploy.errors import RepositoryError, UsageError
 from trtdeploy.plan import Plan
 from trtdeploy.triton.pipeline import package_pipeline
 from trtdeploy.triton.repository import package
-from trtdeploy.triton.server_options import ServerOptions
+from trtdeploy.triton.server.options import ServerOptions
 
 pytest.importorskip("tritonclient.grpc")
 

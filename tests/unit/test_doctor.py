@@ -20,7 +20,7 @@ from trtdeploy.doctor.triton_releases import releases_for
 from trtdeploy.errors import PlanCorruptError
 from trtdeploy.plan import DeviceFacts, Manifest, Plan, RuntimeFacts, manifest_path
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets
-from trtdeploy.triton import installation
+from trtdeploy.triton.server import installation
 
 GIB = 1 << 30
 L4 = Gpu(name="NVIDIA L4", capability="8.9", memory_bytes=24 * GIB)

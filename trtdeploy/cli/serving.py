@@ -112,9 +112,9 @@ def serve(
     the value of --restrict can be seen in the list of this machine's processes.
     """
     with door():
-        from trtdeploy.triton.installation import find_tritonserver
-        from trtdeploy.triton.server import TritonServer
-        from trtdeploy.triton.server_options import ServerOptions
+        from trtdeploy.triton.server.installation import find_tritonserver
+        from trtdeploy.triton.server.options import ServerOptions
+        from trtdeploy.triton.server.process import TritonServer
 
         options = ServerOptions(
             explicit=explicit,

@@ -95,8 +95,8 @@ def sweep(
     with door(), Bars() as bars:
         from trtdeploy.load.pareto_chart import check_chart, draw_pareto
         from trtdeploy.load.sweep import Sweep
-        from trtdeploy.triton.installation import find_tritonserver
         from trtdeploy.triton.retune import deployed_model
+        from trtdeploy.triton.server.installation import find_tritonserver
 
         if plot is not None:
             check_chart(plot)

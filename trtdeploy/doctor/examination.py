@@ -22,7 +22,7 @@ from trtdeploy.doctor.probe import PROBES
 from trtdeploy.errors import RuntimeUnavailableError
 from trtdeploy.module_command import module_command
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets, processor_name, usable_cores
-from trtdeploy.triton.installation import cache_folder, find_tritonserver
+from trtdeploy.triton.server.installation import cache_folder, find_tritonserver
 from trtdeploy.version import __version__
 
 PROBE_LIMIT_S = 90.0

@@ -17,10 +17,10 @@ from trtdeploy.load.sending import sending
 from trtdeploy.load.space import Candidate, SweepSpace
 from trtdeploy.runtimes.onnxruntime.cpu import processor_name, usable_cores
 from trtdeploy.triton.client import InferenceClient, connect
-from trtdeploy.triton.installation import Installation
 from trtdeploy.triton.retune import Deployed
 from trtdeploy.triton.served import ServedTarget
-from trtdeploy.triton.server import TritonServer
+from trtdeploy.triton.server.installation import Installation
+from trtdeploy.triton.server.process import TritonServer
 
 Show = Callable[[str, int, int], None]
 MeasureAt = Callable[[int, WindowOptions], LoadPoint]

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 
 from trtdeploy.errors import ServerError, UsageError
-from trtdeploy.triton.installation import Installation
 from trtdeploy.triton.layout import model_names
-from trtdeploy.triton.watchdog import Watchdog
+from trtdeploy.triton.server.installation import Installation
+from trtdeploy.triton.server.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

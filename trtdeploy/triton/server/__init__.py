@@ -1,0 +1,1 @@
+"""A tritonserver on this machine: finding, starting and stopping it."""

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from trtdeploy.cli.main import app
 from trtdeploy.errors import ServerError
+from trtdeploy.load.prepared_requests import PreparedRequests
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client import (
@@ -24,7 +25,6 @@ from trtdeploy.triton.client import (
     ServerUnavailableError,
     connect,
 )
-from trtdeploy.triton.client.prepared import PreparedRequests
 from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.config.options import QueuePolicy
 from trtdeploy.triton.repository import package

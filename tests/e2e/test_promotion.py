@@ -16,7 +16,7 @@ from trtdeploy.cli.main import app
 from trtdeploy.errors import GateError, ServerError
 from trtdeploy.plan import Plan
 from trtdeploy.triton.client import connect
-from trtdeploy.triton.control import ModelControl
+from trtdeploy.triton.client.model_control import ModelControl
 from trtdeploy.triton.layout import active_version
 from trtdeploy.triton.promotion import promote_live
 from trtdeploy.triton.sample import SAMPLE_FILE

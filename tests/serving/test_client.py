@@ -31,9 +31,9 @@ from trtdeploy.triton.client import (
     connect,
     connect_async,
 )
-from trtdeploy.triton.client.failures import Failures
+from trtdeploy.triton.client.errors import Failures
 from trtdeploy.triton.client.grpc import channel_arguments, metadata_of
-from trtdeploy.triton.control import ModelControl
+from trtdeploy.triton.client.model_control import ModelControl
 
 Behaviour = Callable[[socket.socket], None]
 Call = Callable[[InferenceClient], object]

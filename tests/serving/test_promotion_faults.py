@@ -21,8 +21,8 @@ from tests.serving.false_triton import FalseTriton, Fault, running
 from trtdeploy.cli.main import app
 from trtdeploy.errors import GateError, RepositoryError, ServerError, UsageError
 from trtdeploy.plan import Plan
+from trtdeploy.triton.client.model_control import ModelControl
 from trtdeploy.triton.config import PackageOptions
-from trtdeploy.triton.control import ModelControl
 from trtdeploy.triton.drift import find_drift
 from trtdeploy.triton.history import read_history
 from trtdeploy.triton.layout import active_version, read_config

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from trtdeploy.load.arrivals import Send
+from trtdeploy.load.prepared_requests import PreparedRequests
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client import GrpcClient
-from trtdeploy.triton.client.prepared import PreparedRequests
 from trtdeploy.triton.served import Client, ServedTarget
 
 

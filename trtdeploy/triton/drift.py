@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtdeploy.triton.client import ConnectionOptions
+from trtdeploy.triton.client.model_control import ModelControl
 from trtdeploy.triton.config import Finding
-from trtdeploy.triton.control import ModelControl
 from trtdeploy.triton.layout import model_names, served_versions
 from trtdeploy.triton.promotion import candidates
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from trtdeploy.errors import GateError, RepositoryError, ServerError, TrtDeployError
 from trtdeploy.triton.adding import config_of
 from trtdeploy.triton.client import ConnectionOptions, connect
-from trtdeploy.triton.control import ModelControl
+from trtdeploy.triton.client.model_control import ModelControl
 from trtdeploy.triton.history import Step, read_history, write_history
 from trtdeploy.triton.layout import active_version, chosen_version, parse_config, read_config
 from trtdeploy.triton.sample import SAMPLE_FILE, difference, read_sample

@@ -1,10 +1,11 @@
 """Clients of a Triton server over HTTP, gRPC and gRPC streams, blocking or for asyncio, with our errors."""
 
 from trtdeploy.triton.client.asynchronous import AsyncGrpcClient, AsyncHttpClient, AsyncInferenceClient
-from trtdeploy.triton.client.base import InferenceClient
-from trtdeploy.triton.client.connecting import connect, connect_async
-from trtdeploy.triton.client.endpoint import Endpoint
-from trtdeploy.triton.client.failures import (
+from trtdeploy.triton.client.blocking import InferenceClient
+from trtdeploy.triton.client.connect_url import connect, connect_async
+from trtdeploy.triton.client.connection.endpoint import Endpoint
+from trtdeploy.triton.client.connection.options import ConnectionOptions, RequestLimits, parse_headers
+from trtdeploy.triton.client.errors import (
     AccessDeniedError,
     DeadlineExceededError,
     ModelNotReadyError,
@@ -19,7 +20,6 @@ from trtdeploy.triton.client.grpc import GrpcClient
 from trtdeploy.triton.client.http import HttpClient
 from trtdeploy.triton.client.looped import LoopedClient
 from trtdeploy.triton.client.messages import Reply
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits, parse_headers
 from trtdeploy.triton.client.served_model import ServedModel
 from trtdeploy.triton.client.streaming import GrpcStreamClient
 

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 from trtdeploy.errors import TrtDeployError
 from trtdeploy.tensors import Array
-from trtdeploy.triton.client.base import check_version
-from trtdeploy.triton.client.connection import Connection
-from trtdeploy.triton.client.failures import ServerUnavailableError
+from trtdeploy.triton.client.blocking import check_version
+from trtdeploy.triton.client.connection.attempts import Patience, Try
+from trtdeploy.triton.client.connection.connection import Connection
+from trtdeploy.triton.client.connection.tls import grpc_credentials, ssl_context
+from trtdeploy.triton.client.errors import ServerUnavailableError
 from trtdeploy.triton.client.grpc import channel_arguments, metadata_of
 from trtdeploy.triton.client.messages import Reply, Request, read_reply
-from trtdeploy.triton.client.patience import Patience, Try
 from trtdeploy.triton.client.served_model import ServedModel, read_served_model
-from trtdeploy.triton.client.tls import grpc_credentials, ssl_context
 
 T = TypeVar("T")
 

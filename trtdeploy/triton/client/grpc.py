@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from trtdeploy.triton.client.base import InferenceClient
-from trtdeploy.triton.client.endpoint import Endpoint
+from trtdeploy.triton.client.blocking import InferenceClient
+from trtdeploy.triton.client.connection.attempts import Try
+from trtdeploy.triton.client.connection.endpoint import Endpoint
+from trtdeploy.triton.client.connection.options import HOST, ConnectionOptions
+from trtdeploy.triton.client.connection.tls import grpc_credentials
 from trtdeploy.triton.client.messages import Request
-from trtdeploy.triton.client.options import HOST, ConnectionOptions
-from trtdeploy.triton.client.patience import Try
 from trtdeploy.triton.client.served_model import ServedModel
-from trtdeploy.triton.client.tls import grpc_credentials
 
 _UNLIMITED = -1  # gRPC's own word for it
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from trtdeploy.triton.client.base import InferenceClient
+from trtdeploy.triton.client.blocking import InferenceClient
+from trtdeploy.triton.client.connection.attempts import Try
+from trtdeploy.triton.client.connection.tls import ssl_context
 from trtdeploy.triton.client.messages import Request
-from trtdeploy.triton.client.patience import Try
 from trtdeploy.triton.client.served_model import ServedModel
-from trtdeploy.triton.client.tls import ssl_context
 
 
 class HttpClient(InferenceClient):

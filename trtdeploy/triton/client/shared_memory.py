@@ -16,7 +16,7 @@ import numpy as np
 
 from trtdeploy.errors import ServerError, ShapeError
 from trtdeploy.tensors import BYTES, DYNAMIC, Array, TensorSpec
-from trtdeploy.triton.client.failures import SharedMemoryError
+from trtdeploy.triton.client.errors import SharedMemoryError
 from trtdeploy.triton.client.messages import Region, raw_content
 
 _ALIGNMENT = 64

@@ -11,10 +11,10 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 from trtdeploy.errors import ServerError
-from trtdeploy.triton.client.failures import AccessDeniedError, Failures, TlsError
+from trtdeploy.triton.client.connection.attempts import Try
+from trtdeploy.triton.client.errors import AccessDeniedError, Failures, TlsError
 from trtdeploy.triton.client.grpc import GrpcClient, open_channel
 from trtdeploy.triton.client.messages import Request
-from trtdeploy.triton.client.patience import Try
 
 _END = None
 _JOIN_S = 10.0

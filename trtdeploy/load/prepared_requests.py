@@ -7,10 +7,10 @@ from typing import Any
 
 from trtdeploy.errors import ServerError
 from trtdeploy.tensors import Array
-from trtdeploy.triton.client.base import check_version
+from trtdeploy.triton.client.blocking import check_version
+from trtdeploy.triton.client.connection.attempts import Patience
 from trtdeploy.triton.client.grpc import GrpcClient, metadata_of, open_channel
 from trtdeploy.triton.client.messages import Request
-from trtdeploy.triton.client.patience import Patience
 from trtdeploy.triton.client.served_model import ServedModel
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trtdeploy.triton.client.endpoint import Endpoint
-from trtdeploy.triton.client.failures import Failures
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.connection.endpoint import Endpoint
+from trtdeploy.triton.client.connection.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.errors import Failures
 
 
 class Connection:

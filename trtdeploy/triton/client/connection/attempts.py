@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from trtdeploy.triton.client.failures import Failures, RequestTimeoutError
-from trtdeploy.triton.client.options import RequestLimits
+from trtdeploy.triton.client.connection.options import RequestLimits
+from trtdeploy.triton.client.errors import Failures, RequestTimeoutError
 
 _FIRST_PAUSE_S = 0.1
 _DOUBLINGS = 5

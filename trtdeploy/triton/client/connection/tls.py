@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtdeploy.errors import UsageError
-from trtdeploy.triton.client.options import ConnectionOptions
+from trtdeploy.triton.client.connection.options import ConnectionOptions
 
 
 def grpc_credentials(options: ConnectionOptions) -> Any:

@@ -8,8 +8,8 @@ import re
 import ssl
 
 from trtdeploy.errors import ServerError
-from trtdeploy.triton.client.endpoint import Endpoint
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.connection.endpoint import Endpoint
+from trtdeploy.triton.client.connection.options import ConnectionOptions, RequestLimits
 
 _UNAVAILABLE = frozenset({"StatusCode.UNAVAILABLE", "502", "503"})
 _DENIED = frozenset({"StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED", "401", "403"})

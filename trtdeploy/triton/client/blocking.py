@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 from trtdeploy.errors import ServerError, TrtDeployError
 from trtdeploy.tensors import Array
-from trtdeploy.triton.client.connection import Connection
-from trtdeploy.triton.client.endpoint import Endpoint
-from trtdeploy.triton.client.failures import ServerUnavailableError, SharedMemoryError
+from trtdeploy.triton.client.connection.attempts import Patience, Try
+from trtdeploy.triton.client.connection.connection import Connection
+from trtdeploy.triton.client.connection.endpoint import Endpoint
+from trtdeploy.triton.client.connection.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.errors import ServerUnavailableError, SharedMemoryError
 from trtdeploy.triton.client.messages import Reply, Request, output_shape, read_reply
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
-from trtdeploy.triton.client.patience import Patience, Try
 from trtdeploy.triton.client.served_model import ServedModel, read_served_model
 from trtdeploy.triton.client.shared_memory import Layout, SharedRegions
 

@@ -17,10 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trtdeploy.errors import ServerError, UsageError
-from trtdeploy.triton.client.connecting import parse_endpoint
-from trtdeploy.triton.client.failures import AccessDeniedError, Failures
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
-from trtdeploy.triton.client.tls import ssl_context
+from trtdeploy.triton.client.connect_url import parse_endpoint
+from trtdeploy.triton.client.connection.options import ConnectionOptions, RequestLimits
+from trtdeploy.triton.client.connection.tls import ssl_context
+from trtdeploy.triton.client.errors import AccessDeniedError, Failures
 
 _POLL_S = 0.05
 _SHORT_S = 5.0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from trtdeploy.errors import RuntimeUnavailableError, UsageError
 from trtdeploy.triton.client.asynchronous import AsyncGrpcClient, AsyncHttpClient, AsyncInferenceClient
-from trtdeploy.triton.client.base import InferenceClient
-from trtdeploy.triton.client.endpoint import Endpoint
+from trtdeploy.triton.client.blocking import InferenceClient
+from trtdeploy.triton.client.connection.endpoint import Endpoint
+from trtdeploy.triton.client.connection.options import ConnectionOptions, RequestLimits
 from trtdeploy.triton.client.grpc import GrpcClient
 from trtdeploy.triton.client.http import HttpClient
-from trtdeploy.triton.client.options import ConnectionOptions, RequestLimits
 from trtdeploy.triton.client.streaming import GrpcStreamClient
 
 

@@ -1,0 +1,1 @@
+"""A connection to one server: its endpoint, options, certificates, attempts and limits."""

@@ -11,7 +11,6 @@ import numpy as np
 from trtdeploy.errors import RepositoryError
 from trtdeploy.plan import Manifest
 from trtdeploy.tensors import dtype_from_triton
-from trtdeploy.triton.config.derive import config_text, make_config
 from trtdeploy.triton.config.options import (
     CONTEXTS_KEY,
     GraphSpec,
@@ -23,6 +22,7 @@ from trtdeploy.triton.config.options import (
     VersionPolicy,
     Warmup,
 )
+from trtdeploy.triton.config.render import config_text, make_config
 from trtdeploy.triton.config.schema import schema
 from trtdeploy.triton.config.warmup import WARMUP_FOLDER
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import trtdeploy.triton
 from trtdeploy.engine import Engine
 from trtdeploy.plan import Plan, manifest_path
 from trtdeploy.tensors import Array
+from trtdeploy.triton import backend
 
 LIMIT_S = 300.0
 CANCELLED = 5
@@ -83,7 +83,7 @@ def load(qdq_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         get_input_tensor_by_name=lambda request, name: Tensor(name, request.array),
     )
     monkeypatch.setitem(sys.modules, pb_utils.__name__, pb_utils)
-    shutil.copy(Path(trtdeploy.triton.__file__).with_name("python_model.py"), tmp_path / "model.py")
+    shutil.copy(backend.FOLDER / "model.py", tmp_path / "model.py")
     shutil.copy(qdq_plan.path, tmp_path / "engine.plan")
     shutil.copy(manifest_path(qdq_plan.path), manifest_path(tmp_path / "engine.plan"))
     spec = importlib.util.spec_from_file_location("served_model", tmp_path / "model.py")

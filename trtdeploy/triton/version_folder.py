@@ -12,6 +12,7 @@ from typing import Any
 
 from trtdeploy.files import atomic_write, sync_folder
 from trtdeploy.plan import Manifest, manifest_path
+from trtdeploy.triton import backend
 from trtdeploy.triton.config import LABELS_FILE, PackageOptions, config_text
 from trtdeploy.triton.config.warmup import WARMUP_FOLDER, write_warmup
 from trtdeploy.triton.layout import CONFIG_FILE
@@ -114,7 +115,7 @@ def _write_version(folder: Path, plan: PlanFile) -> None:
         target = folder / _TENSORRT_PLAN
     else:
         target = folder / _PYTHON_PLAN
-        atomic_write(folder / "model.py", Path(__file__).with_name("python_model.py").read_bytes())
+        atomic_write(folder / "model.py", (backend.FOLDER / "model.py").read_bytes())
     atomic_write(target, plan.content)
     atomic_write(manifest_path(target), plan.manifest.to_json())
 

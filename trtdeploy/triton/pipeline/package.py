@@ -13,6 +13,7 @@ from trtdeploy.errors import ModelError, RepositoryError
 from trtdeploy.files import atomic_write, locked, sync_folder
 from trtdeploy.onnxgraph.reading.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest, read_manifest
+from trtdeploy.triton import backend
 from trtdeploy.triton.config import PackageOptions, config_text, make_config, schema
 from trtdeploy.triton.history import HISTORY_FILE
 from trtdeploy.triton.layout import CONFIG_FILE, active_version, inside, read_config
@@ -21,7 +22,7 @@ from trtdeploy.triton.repository import PackagedModel, package
 
 DEFAULT_TOP_K = 5
 IMAGE = "image"
-SOURCES = (*(Path(__file__).with_name(f"{part}_model.py") for part in ("preprocess", "postprocess")), None)
+SOURCES = (*(backend.FOLDER / f"{part}_model.py" for part in ("preprocess", "postprocess")), None)
 """The code of the models around a classifier, in the order of ``make_pipeline``; an ensemble has none."""
 _FLOATS = ("TYPE_FP32", "TYPE_FP16", "TYPE_FP64")
 

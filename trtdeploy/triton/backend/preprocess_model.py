@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from trtdeploy import TrtDeployError
-from trtdeploy.data.preprocessing import Preprocessing
+from trtdeploy import Preprocessing, TrtDeployError
 
 LARGEST_FILE_BYTES = 64 << 20
 

@@ -28,7 +28,7 @@ from trtdeploy import BuildConfig, build
 from trtdeploy.files import atomic_write
 from trtdeploy.runtimes.onnxruntime.cpu import processor_name, usable_cores
 from trtdeploy.tensors import ShapeRange
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer
 

@@ -35,19 +35,19 @@ from trtdeploy.errors import TrtDeployError
 from trtdeploy.files import atomic_write
 from trtdeploy.triton.client import connect
 from trtdeploy.triton.config import check_config
-from trtdeploy.triton.drift import find_drift
-from trtdeploy.triton.layout import active_version, versions
-from trtdeploy.triton.promotion import promote_live
+from trtdeploy.triton.repository.differences.drift import find_drift
+from trtdeploy.triton.repository.layout import active_version, versions
+from trtdeploy.triton.repository.live_promotion import promote_live
+from trtdeploy.triton.repository.versions import promote, publish
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer
-from trtdeploy.triton.versions import promote, publish
 
 NAME = "scaled"
 _EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 _CHILD = """
 import random, sys
 from trtdeploy.errors import TrtDeployError
-from trtdeploy.triton.versions import promote, prune, publish, rollback
+from trtdeploy.triton.repository.versions import promote, prune, publish, rollback
 repository, seed, *plans = sys.argv[1:]
 rng = random.Random(seed)
 print("ready", flush=True)
@@ -63,7 +63,7 @@ while True:
 """
 _LIVE_CHILD = """
 import itertools, sys
-from trtdeploy.triton.promotion import promote_live
+from trtdeploy.triton.repository.live_promotion import promote_live
 repository, url = sys.argv[1:]
 print("ready", flush=True)
 for version in itertools.cycle((2, 1)):

@@ -23,7 +23,7 @@ from trtdeploy.ledger import Ledger, Stage, StageRecord
 from trtdeploy.module_command import module_command
 from trtdeploy.tensors import ShapeRange
 from trtdeploy.triton.client import connect
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 from trtdeploy.triton.served import ServedTarget
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer

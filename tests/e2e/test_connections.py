@@ -45,11 +45,11 @@ from trtdeploy.triton.client import (
 )
 from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.config.options import QueuePolicy
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
+from trtdeploy.triton.repository.versions import publish
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.options import ServerOptions
 from trtdeploy.triton.server.process import TritonServer
-from trtdeploy.triton.versions import publish
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

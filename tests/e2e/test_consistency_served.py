@@ -18,7 +18,7 @@ from trtdeploy.plan import Plan
 from trtdeploy.tensors import ShapeRange
 from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.config.options import VersionPolicy
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer
 

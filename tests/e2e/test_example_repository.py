@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtdeploy.plan import Plan
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 
 EXAMPLE = Path(__file__).parents[2] / "model_repository"
 NAME = "efficientnet_b0_digits"

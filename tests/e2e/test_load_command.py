@@ -27,7 +27,7 @@ from trtdeploy.triton.client import (
 )
 from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.config.options import QueuePolicy
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer
 

@@ -20,7 +20,7 @@ from trtdeploy.plan import Plan
 from trtdeploy.tensors import Array
 from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer
 

@@ -16,12 +16,12 @@ from PIL import Image
 from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import ShapeRange
-from trtdeploy.triton.drift import find_drift
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.promotion import promote_live
+from trtdeploy.triton.repository.differences.drift import find_drift
+from trtdeploy.triton.repository.live_promotion import promote_live
+from trtdeploy.triton.repository.versions import publish
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer
-from trtdeploy.triton.versions import publish
 
 grpc = pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

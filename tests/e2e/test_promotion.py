@@ -17,13 +17,13 @@ from trtdeploy.errors import GateError, ServerError
 from trtdeploy.plan import Plan
 from trtdeploy.triton.client import connect
 from trtdeploy.triton.client.model_control import ModelControl
-from trtdeploy.triton.layout import active_version
-from trtdeploy.triton.promotion import promote_live
-from trtdeploy.triton.sample import SAMPLE_FILE
+from trtdeploy.triton.repository.layout import active_version
+from trtdeploy.triton.repository.live_promotion import promote_live
+from trtdeploy.triton.repository.sample import SAMPLE_FILE
+from trtdeploy.triton.repository.versions import publish
 from trtdeploy.triton.served import ServedTarget
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer
-from trtdeploy.triton.versions import publish
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

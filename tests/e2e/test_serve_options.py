@@ -21,7 +21,7 @@ from trtdeploy.plan import Plan
 from trtdeploy.triton.client import connect
 from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 
 grpc = pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

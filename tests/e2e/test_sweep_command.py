@@ -14,7 +14,7 @@ from tests.e2e.commands import LIMIT_S, descendants, is_running, started, wait_u
 from trtdeploy.cli.main import app
 from trtdeploy.plan import Plan
 from trtdeploy.triton.config import PackageOptions
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

@@ -10,7 +10,7 @@ from tests.serving.config_cases import BAD, BASE, GOOD, write_model
 from trtdeploy.plan import Plan
 from trtdeploy.tensors import TensorSpec
 from trtdeploy.triton.config import check_config
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 
 pytest.importorskip("tritonclient.grpc")
 

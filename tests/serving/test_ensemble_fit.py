@@ -15,10 +15,10 @@ from trtdeploy.cli.main import app
 from trtdeploy.errors import RepositoryError
 from trtdeploy.plan import Plan, write_plan
 from trtdeploy.triton.config import PackageOptions, check_config, config_text
-from trtdeploy.triton.layout import active_version, model_names, read_config
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.repository import package
-from trtdeploy.triton.versions import promote, publish
+from trtdeploy.triton.repository.layout import active_version, model_names, read_config
+from trtdeploy.triton.repository.package import package
+from trtdeploy.triton.repository.versions import promote, publish
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("fsspec")

@@ -14,10 +14,10 @@ from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ModelError, RepositoryError
 from trtdeploy.plan import Manifest, Plan
 from trtdeploy.triton.config import PackageOptions, make_config, schema
-from trtdeploy.triton.layout import read_config
 from trtdeploy.triton.pipeline import package_pipeline
 from trtdeploy.triton.pipeline.ensemble import Ensemble
 from trtdeploy.triton.pipeline.package import make_pipeline
+from trtdeploy.triton.repository.layout import read_config
 
 pytest.importorskip("tritonclient.grpc")
 

@@ -23,14 +23,14 @@ from trtdeploy.errors import GateError, RepositoryError, ServerError, UsageError
 from trtdeploy.plan import Plan
 from trtdeploy.triton.client.model_control import ModelControl
 from trtdeploy.triton.config import PackageOptions
-from trtdeploy.triton.drift import find_drift
-from trtdeploy.triton.history import read_history
-from trtdeploy.triton.layout import active_version, read_config
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.promotion import promote_live
-from trtdeploy.triton.repository import package
-from trtdeploy.triton.sample import read_sample
-from trtdeploy.triton.versions import publish, rollback
+from trtdeploy.triton.repository.differences.drift import find_drift
+from trtdeploy.triton.repository.history import read_history
+from trtdeploy.triton.repository.layout import active_version, read_config
+from trtdeploy.triton.repository.live_promotion import promote_live
+from trtdeploy.triton.repository.package import package
+from trtdeploy.triton.repository.sample import read_sample
+from trtdeploy.triton.repository.versions import publish, rollback
 
 pytest.importorskip("tritonclient.http")
 

@@ -22,10 +22,10 @@ from trtdeploy.cli.main import app
 from trtdeploy.errors import RepositoryError
 from trtdeploy.files import sha256_bytes
 from trtdeploy.plan import Plan
-from trtdeploy.triton import remote
 from trtdeploy.triton.config import check_config
-from trtdeploy.triton.remote import checked_out
-from trtdeploy.triton.versions import list_versions, promote, prune, publish, rollback
+from trtdeploy.triton.repository import remote
+from trtdeploy.triton.repository.remote import checked_out
+from trtdeploy.triton.repository.versions import list_versions, promote, prune, publish, rollback
 
 pytest.importorskip("tritonclient.grpc")
 fsspec = pytest.importorskip("fsspec")

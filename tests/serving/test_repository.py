@@ -19,8 +19,8 @@ from trtdeploy.engine import Engine
 from trtdeploy.errors import ModelError, PlanCorruptError, RepositoryError
 from trtdeploy.plan import Plan, manifest_path
 from trtdeploy.triton.config import PackageOptions
-from trtdeploy.triton.layout import model_names, read_config, versions
-from trtdeploy.triton.repository import PackagedModel, package
+from trtdeploy.triton.repository.layout import model_names, read_config, versions
+from trtdeploy.triton.repository.package import PackagedModel, package
 
 VERSION_FILES = ["engine.plan", "engine.plan.json", "model.py"]
 COMMAND = [sys.executable, "-m", "trtdeploy", "package"]
@@ -299,7 +299,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 
 plan, packaged, base = sys.argv[1:]
 package(plan, Path(base).parent / "warm", "m")  # what is imported late is imported now

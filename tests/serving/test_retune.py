@@ -13,12 +13,12 @@ from trtdeploy.errors import ModelError, RepositoryError
 from trtdeploy.plan import Plan
 from trtdeploy.triton.config import PackageOptions, check_config
 from trtdeploy.triton.config.options import Priorities, QueuePolicy, RateLimiter, Resource, VersionPolicy, Warmup
-from trtdeploy.triton.deployed import compare
-from trtdeploy.triton.layout import active_version, read_config
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.differences.deployed import compare
+from trtdeploy.triton.repository.layout import active_version, read_config
+from trtdeploy.triton.repository.package import package
+from trtdeploy.triton.repository.versions import promote, publish, rollback
 from trtdeploy.triton.retune import deployed_model, retune
-from trtdeploy.triton.versions import promote, publish, rollback
 
 pytest.importorskip("tritonclient.grpc")
 

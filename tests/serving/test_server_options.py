@@ -12,7 +12,7 @@ import pytest
 from trtdeploy.errors import RepositoryError, UsageError
 from trtdeploy.plan import Plan
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 from trtdeploy.triton.server.options import ServerOptions
 
 pytest.importorskip("tritonclient.grpc")

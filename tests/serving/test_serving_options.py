@@ -11,7 +11,7 @@ from trtdeploy.doctor.triton_releases import preflight
 from trtdeploy.errors import ModelError, UsageError
 from trtdeploy.plan import DeviceFacts, Manifest, Plan, RuntimeFacts
 from trtdeploy.triton.config import PackageOptions, check_config, make_config, predicted_memory, read_options, schema
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 
 pytest.importorskip("tritonclient.grpc")
 

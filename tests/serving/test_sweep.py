@@ -19,7 +19,7 @@ from trtdeploy.load.sweep import MeasureAt, Sweep
 from trtdeploy.plan import Plan
 from trtdeploy.statistics import Interval
 from trtdeploy.triton.config import PackageOptions
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 from trtdeploy.triton.retune import deployed_model
 from trtdeploy.triton.server.installation import Installation
 

@@ -12,7 +12,7 @@ from trtdeploy.errors import ModelError
 from trtdeploy.plan import DeviceFacts, Manifest, Plan, PrecisionFacts, RuntimeFacts, SourceFacts
 from trtdeploy.tensors import ShapeRange, TensorSpec
 from trtdeploy.triton.config import DEFAULT_MAX_BATCH_SIZE, PackageOptions, make_config, render_config, schema
-from trtdeploy.triton.repository import package
+from trtdeploy.triton.repository.package import package
 
 GOLDEN = """
 name: "classifier"

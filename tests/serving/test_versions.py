@@ -13,12 +13,12 @@ from trtdeploy.errors import ModelError, PlanCorruptError, RepositoryError, Usag
 from trtdeploy.plan import DeviceFacts, Plan, RuntimeFacts, write_plan
 from trtdeploy.triton.config import PackageOptions, check_config
 from trtdeploy.triton.config.options import VersionPolicy
-from trtdeploy.triton.deployed import compare
-from trtdeploy.triton.layout import active_version, read_config, versions
 from trtdeploy.triton.pipeline import package_pipeline
-from trtdeploy.triton.repository import package
-from trtdeploy.triton.sample import difference, read_sample
-from trtdeploy.triton.versions import list_versions, promote, prune, publish, rollback
+from trtdeploy.triton.repository.differences.deployed import compare
+from trtdeploy.triton.repository.layout import active_version, read_config, versions
+from trtdeploy.triton.repository.package import package
+from trtdeploy.triton.repository.sample import difference, read_sample
+from trtdeploy.triton.repository.versions import list_versions, promote, prune, publish, rollback
 
 pytest.importorskip("tritonclient.grpc")
 

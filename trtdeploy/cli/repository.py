@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trtdeploy.plan import Manifest
     from trtdeploy.tensors import Array
     from trtdeploy.triton.config import DeviceMemory, PackageOptions
-    from trtdeploy.triton.deployed import Comparison
+    from trtdeploy.triton.repository.differences.deployed import Comparison
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 PlanFile = Annotated[Path, typer.Argument(dir_okay=False, help="A plan; its manifest PLAN.json must lie beside it.")]
@@ -82,12 +82,12 @@ def package(
     with door():
         from trtdeploy.plan import read_manifest
         from trtdeploy.triton.config import predicted_memory
-        from trtdeploy.triton.deployed import compare
-        from trtdeploy.triton.layout import active_version
         from trtdeploy.triton.pipeline import package_pipeline
         from trtdeploy.triton.pipeline.comparison import compare_pipeline
         from trtdeploy.triton.pipeline.package import DEFAULT_TOP_K
-        from trtdeploy.triton.repository import package as run
+        from trtdeploy.triton.repository.differences.deployed import compare
+        from trtdeploy.triton.repository.layout import active_version
+        from trtdeploy.triton.repository.package import package as run
 
         if top_k is not None and not ensemble:
             raise UsageError(f"--top-k {top_k} is for NAME_pipeline.", hint="Add --ensemble, or leave it out.")
@@ -149,9 +149,9 @@ def publish(
         from trtdeploy.doctor.triton_releases import preflight
         from trtdeploy.plan import read_manifest
         from trtdeploy.triton.config import predicted_memory
-        from trtdeploy.triton.layout import active_version
-        from trtdeploy.triton.remote import checked_out, is_url
-        from trtdeploy.triton.versions import publish as run
+        from trtdeploy.triton.repository.layout import active_version
+        from trtdeploy.triton.repository.remote import checked_out, is_url
+        from trtdeploy.triton.repository.versions import publish as run
 
         options = _options(config, max_batch_size, instances, contexts, max_queue_delay_us)
         manifest = read_manifest(plan)

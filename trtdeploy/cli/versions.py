@@ -15,7 +15,7 @@ from trtdeploy.cli.option_groups import with_option_groups
 from trtdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from trtdeploy.triton.history import Step
+    from trtdeploy.triton.repository.history import Step
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Name = Annotated[str, typer.Option("--name", help="Model name in Triton.")]
@@ -85,9 +85,9 @@ def _change(
     as_json: bool,
     connection: ConnectionFlags,
 ) -> None:
-    from trtdeploy.triton import versions as offline
-    from trtdeploy.triton.promotion import promote_live
-    from trtdeploy.triton.remote import checked_out, is_url
+    from trtdeploy.triton.repository import versions as offline
+    from trtdeploy.triton.repository.live_promotion import promote_live
+    from trtdeploy.triton.repository.remote import checked_out, is_url
 
     if url is not None and is_url(repository):
         raise UsageError(
@@ -126,10 +126,10 @@ def versions(
 ) -> None:
     """List the versions of a model, and which one is served."""
     with door():
-        from trtdeploy.triton.history import read_history
-        from trtdeploy.triton.layout import model_folder
-        from trtdeploy.triton.remote import checked_out
-        from trtdeploy.triton.versions import list_versions
+        from trtdeploy.triton.repository.history import read_history
+        from trtdeploy.triton.repository.layout import model_folder
+        from trtdeploy.triton.repository.remote import checked_out
+        from trtdeploy.triton.repository.versions import list_versions
 
         with checked_out(repository, name) as root:
             listed = list_versions(root, name)
@@ -176,8 +176,8 @@ def prune(
 ) -> None:
     """Remove old versions; those that are served, and the one to roll back to, stay."""
     with door():
-        from trtdeploy.triton.remote import checked_out
-        from trtdeploy.triton.versions import prune as run
+        from trtdeploy.triton.repository.remote import checked_out
+        from trtdeploy.triton.repository.versions import prune as run
 
         with checked_out(repository, name) as root:
             gone = run(root, name, keep=keep)
@@ -207,8 +207,8 @@ def check(
     """
     with door():
         from trtdeploy.triton.config import check_config
-        from trtdeploy.triton.drift import find_drift
-        from trtdeploy.triton.layout import CONFIG_FILE, model_names, read_text
+        from trtdeploy.triton.repository.differences.drift import find_drift
+        from trtdeploy.triton.repository.layout import CONFIG_FILE, model_names, read_text
 
         found = [
             (name, finding)

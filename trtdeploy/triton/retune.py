@@ -16,9 +16,9 @@ from trtdeploy.plan import Manifest, read_plan
 from trtdeploy.triton.config import PackageOptions, check_config, config_text, make_config
 from trtdeploy.triton.config.options_from_config import options_of
 from trtdeploy.triton.config.warmup import write_warmup
-from trtdeploy.triton.history import HISTORY_FILE, read_history, write_history
-from trtdeploy.triton.layout import CONFIG_FILE, active_version, inside, model_folder, read_config
-from trtdeploy.triton.versions import editing
+from trtdeploy.triton.repository.history import HISTORY_FILE, read_history, write_history
+from trtdeploy.triton.repository.layout import CONFIG_FILE, active_version, inside, model_folder, read_config
+from trtdeploy.triton.repository.versions import editing
 
 _PLANS = ("engine.plan", "model.plan")
 

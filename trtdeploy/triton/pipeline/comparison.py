@@ -8,9 +8,9 @@ from pathlib import Path
 
 from trtdeploy.plan import read_manifest
 from trtdeploy.triton.config import PackageOptions, config_text, make_config
-from trtdeploy.triton.deployed import Comparison, compare
-from trtdeploy.triton.layout import CONFIG_FILE, read_config
 from trtdeploy.triton.pipeline.package import DEFAULT_TOP_K, SOURCES, make_pipeline
+from trtdeploy.triton.repository.differences.deployed import Comparison, compare
+from trtdeploy.triton.repository.layout import CONFIG_FILE, read_config
 
 
 @dataclass(frozen=True)

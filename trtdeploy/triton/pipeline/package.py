@@ -15,10 +15,10 @@ from trtdeploy.onnxgraph.reading.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.plan import Manifest, read_manifest
 from trtdeploy.triton import backend
 from trtdeploy.triton.config import PackageOptions, config_text, make_config, schema
-from trtdeploy.triton.history import HISTORY_FILE
-from trtdeploy.triton.layout import CONFIG_FILE, active_version, inside, read_config
 from trtdeploy.triton.pipeline.ensemble import Ensemble
-from trtdeploy.triton.repository import PackagedModel, package
+from trtdeploy.triton.repository.history import HISTORY_FILE
+from trtdeploy.triton.repository.layout import CONFIG_FILE, active_version, inside, read_config
+from trtdeploy.triton.repository.package import PackagedModel, package
 
 DEFAULT_TOP_K = 5
 IMAGE = "image"

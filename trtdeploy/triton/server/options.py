@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trtdeploy.errors import RepositoryError, UsageError
 from trtdeploy.triton.client.connection.options import ConnectionOptions
 from trtdeploy.triton.client.connection.tls import ssl_context
-from trtdeploy.triton.layout import model_names, read_config
+from trtdeploy.triton.repository.layout import model_names, read_config
 
 APIS = ("health", "metadata", "inference", "shared-memory", "model-config", "model-repository", "statistics", "trace",
         "logging")  # fmt: skip

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from trtdeploy.errors import ServerError, UsageError
-from trtdeploy.triton.layout import model_names
+from trtdeploy.triton.repository.layout import model_names
 from trtdeploy.triton.server.installation import Installation
 from trtdeploy.triton.server.watchdog import Watchdog
 

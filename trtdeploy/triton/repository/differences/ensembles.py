@@ -10,8 +10,8 @@ from trtdeploy.errors import RepositoryError
 from trtdeploy.onnxgraph.reading.source import LABELS_KEY, PREPROCESSING_KEY
 from trtdeploy.triton.config import Finding
 from trtdeploy.triton.config.check.ensembles import edge_findings
-from trtdeploy.triton.facts import label_difference, parameter, preprocessing_difference
-from trtdeploy.triton.layout import CONFIG_FILE, read_config
+from trtdeploy.triton.repository.differences.facts import label_difference, parameter, preprocessing_difference
+from trtdeploy.triton.repository.layout import CONFIG_FILE, read_config
 
 
 def ensembles_over(root: Path, name: str) -> dict[str, Any]:

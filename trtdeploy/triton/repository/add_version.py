@@ -9,10 +9,10 @@ from typing import Any
 from trtdeploy.errors import RepositoryError, UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
 from trtdeploy.triton.config import PackageOptions, config_text, schema
-from trtdeploy.triton.ensemble_fit import check_fit
-from trtdeploy.triton.facts import label_difference, preprocessing_difference
-from trtdeploy.triton.history import Step, read_history, write_history
-from trtdeploy.triton.layout import (
+from trtdeploy.triton.repository.differences.ensembles import check_fit
+from trtdeploy.triton.repository.differences.facts import label_difference, preprocessing_difference
+from trtdeploy.triton.repository.history import Step, read_history, write_history
+from trtdeploy.triton.repository.layout import (
     CONFIG_FILE,
     active_version,
     free_version,
@@ -22,7 +22,7 @@ from trtdeploy.triton.layout import (
     served_versions,
     versions,
 )
-from trtdeploy.triton.version_folder import PlanFile, publish_folder
+from trtdeploy.triton.repository.version_folder import PlanFile, publish_folder
 
 
 def add_version(

@@ -18,8 +18,8 @@ from trtdeploy.triton.config import (
     make_config,
     predicted_memory,
 )
-from trtdeploy.triton.ensemble_fit import misfits
-from trtdeploy.triton.layout import CONFIG_FILE, active_version, check_name, read_config, versions
+from trtdeploy.triton.repository.differences.ensembles import misfits
+from trtdeploy.triton.repository.layout import CONFIG_FILE, active_version, check_name, read_config, versions
 
 
 @dataclass(frozen=True)

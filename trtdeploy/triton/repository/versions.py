@@ -19,11 +19,11 @@ from trtdeploy.errors import PlanIncompatibleError, RepositoryError, RuntimeUnav
 from trtdeploy.files import atomic_write, locked, sha256_bytes, sync_folder
 from trtdeploy.plan import read_plan
 from trtdeploy.tensors import Array
-from trtdeploy.triton.adding import add_version, config_of, keep_configs, refuse_policy
 from trtdeploy.triton.config import PackageOptions, check_config, make_config
-from trtdeploy.triton.ensemble_fit import check_fit
-from trtdeploy.triton.history import Step, VersionFacts, read_history, write_history
-from trtdeploy.triton.layout import (
+from trtdeploy.triton.repository.add_version import add_version, config_of, keep_configs, refuse_policy
+from trtdeploy.triton.repository.differences.ensembles import check_fit
+from trtdeploy.triton.repository.history import Step, VersionFacts, read_history, write_history
+from trtdeploy.triton.repository.layout import (
     CONFIG_FILE,
     active_version,
     check_name,
@@ -34,10 +34,10 @@ from trtdeploy.triton.layout import (
     served_versions,
     versions,
 )
-from trtdeploy.triton.other_gpus import plans_by_capability
-from trtdeploy.triton.repository import PackagedModel
-from trtdeploy.triton.sample import SAMPLE_FILE, default_sample, record_sample
-from trtdeploy.triton.version_folder import PlanFile
+from trtdeploy.triton.repository.other_gpus import plans_by_capability
+from trtdeploy.triton.repository.package import PackagedModel
+from trtdeploy.triton.repository.sample import SAMPLE_FILE, default_sample, record_sample
+from trtdeploy.triton.repository.version_folder import PlanFile
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trtdeploy.errors import GateError, RepositoryError, ServerError, TrtDeployError
-from trtdeploy.triton.adding import config_of
 from trtdeploy.triton.client import ConnectionOptions, connect
 from trtdeploy.triton.client.model_control import ModelControl
-from trtdeploy.triton.history import Step, read_history, write_history
-from trtdeploy.triton.layout import active_version, chosen_version, parse_config, read_config
-from trtdeploy.triton.sample import SAMPLE_FILE, difference, read_sample
-from trtdeploy.triton.versions import Promotion, activate, editing, previous_version
+from trtdeploy.triton.repository.add_version import config_of
+from trtdeploy.triton.repository.history import Step, read_history, write_history
+from trtdeploy.triton.repository.layout import active_version, chosen_version, parse_config, read_config
+from trtdeploy.triton.repository.sample import SAMPLE_FILE, difference, read_sample
+from trtdeploy.triton.repository.versions import Promotion, activate, editing, previous_version
 
 logger = logging.getLogger(__name__)
 

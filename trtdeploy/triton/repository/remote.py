@@ -24,8 +24,8 @@ from typing import Any
 
 from trtdeploy.errors import RepositoryError, RuntimeUnavailableError
 from trtdeploy.files import sha256_bytes, sha256_file
-from trtdeploy.triton.history import HISTORY_FILE
-from trtdeploy.triton.layout import CONFIG_FILE, check_name, read_config, versions
+from trtdeploy.triton.repository.history import HISTORY_FILE
+from trtdeploy.triton.repository.layout import CONFIG_FILE, check_name, read_config, versions
 
 logger = logging.getLogger(__name__)
 

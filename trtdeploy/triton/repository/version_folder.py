@@ -15,7 +15,7 @@ from trtdeploy.plan import Manifest, manifest_path
 from trtdeploy.triton import backend
 from trtdeploy.triton.config import LABELS_FILE, PackageOptions, config_text
 from trtdeploy.triton.config.warmup import WARMUP_FOLDER, write_warmup
-from trtdeploy.triton.layout import CONFIG_FILE
+from trtdeploy.triton.repository.layout import CONFIG_FILE
 
 # The names that model.py and Triton's TensorRT backend look for.
 _PYTHON_PLAN = "engine.plan"

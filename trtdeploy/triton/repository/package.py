@@ -10,12 +10,12 @@ from typing import Any
 from trtdeploy.errors import RepositoryError
 from trtdeploy.files import locked
 from trtdeploy.plan import read_plan
-from trtdeploy.triton.adding import add_version, fit_deployed, refuse_policy
 from trtdeploy.triton.config import PackageOptions, make_config
-from trtdeploy.triton.ensemble_fit import check_fit
-from trtdeploy.triton.history import HISTORY_FILE
-from trtdeploy.triton.layout import check_name, free_version, inside, versions
-from trtdeploy.triton.version_folder import PlanFile, publish_folder
+from trtdeploy.triton.repository.add_version import add_version, fit_deployed, refuse_policy
+from trtdeploy.triton.repository.differences.ensembles import check_fit
+from trtdeploy.triton.repository.history import HISTORY_FILE
+from trtdeploy.triton.repository.layout import check_name, free_version, inside, versions
+from trtdeploy.triton.repository.version_folder import PlanFile, publish_folder
 
 
 @dataclass(frozen=True)

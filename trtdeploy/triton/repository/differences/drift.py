@@ -7,8 +7,8 @@ from pathlib import Path
 from trtdeploy.triton.client import ConnectionOptions
 from trtdeploy.triton.client.model_control import ModelControl
 from trtdeploy.triton.config import Finding
-from trtdeploy.triton.layout import model_names, served_versions
-from trtdeploy.triton.promotion import candidates
+from trtdeploy.triton.repository.layout import model_names, served_versions
+from trtdeploy.triton.repository.live_promotion import candidates
 
 
 def find_drift(

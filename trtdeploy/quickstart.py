@@ -24,9 +24,9 @@ from trtdeploy.module_command import module_command
 from trtdeploy.tensors import ShapeRange
 from trtdeploy.triton.client import connect
 from trtdeploy.triton.repository.package import package
-from trtdeploy.triton.served import ServedTarget
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer
+from trtdeploy.triton.targets.served_classifier import ServedTarget
 from trtdeploy.validation import PlanTarget, ValidationOptions, ValidationReport, validate
 
 MODEL_NAME = "quickstart"

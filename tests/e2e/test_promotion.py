@@ -21,9 +21,9 @@ from trtdeploy.triton.repository.layout import active_version
 from trtdeploy.triton.repository.live_promotion import promote_live
 from trtdeploy.triton.repository.sample import SAMPLE_FILE
 from trtdeploy.triton.repository.versions import publish
-from trtdeploy.triton.served import ServedTarget
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer
+from trtdeploy.triton.targets.served_classifier import ServedTarget
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")

@@ -14,8 +14,8 @@ from trtdeploy.errors import LedgerError, ServerError, UsageError
 from trtdeploy.ledger import StageOutputs
 from trtdeploy.tensors import Array, TensorSpec
 from trtdeploy.triton.client import Endpoint, InferenceClient, Reply, ServedModel
-from trtdeploy.triton.encoded import EncodedTarget, served_target
-from trtdeploy.triton.served import ServedTarget
+from trtdeploy.triton.targets.image_pipeline import EncodedTarget, served_target
+from trtdeploy.triton.targets.served_classifier import ServedTarget
 from trtdeploy.validation import ValidationOptions, validate
 from trtdeploy.validation.top_k import compare_top_k
 

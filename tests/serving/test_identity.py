@@ -12,7 +12,7 @@ from trtdeploy.errors import UsageError
 from trtdeploy.plan import Manifest, Plan
 from trtdeploy.tensors import TensorSpec
 from trtdeploy.triton.client.served_model import ServedModel
-from trtdeploy.triton.identity import check_served_plan
+from trtdeploy.triton.targets.plan_identity import check_served_plan
 
 pytest.importorskip("tritonclient.grpc")
 

@@ -56,7 +56,7 @@ def load(
         from trtdeploy.load import Arrivals, ClosedLoop, OpenLoop, WindowOptions, measure, search_rate
         from trtdeploy.load.requests import make_requests
         from trtdeploy.load.sending import sending
-        from trtdeploy.triton.encoded import served_target
+        from trtdeploy.triton.targets.image_pipeline import served_target
 
         options, batch_size, seed = measurement.windows(), measurement.batch_size, measurement.seed
         with ExitStack() as stack:

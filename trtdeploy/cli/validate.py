@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trtdeploy.ledger import Ledger
     from trtdeploy.plan import Manifest
     from trtdeploy.triton.client import InferenceClient, LoopedClient, ServedModel
-    from trtdeploy.triton.served import ServedTarget
+    from trtdeploy.triton.targets.served_classifier import ServedTarget
     from trtdeploy.validation import Examination, Target, ValidationReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -137,7 +137,7 @@ def _client(
 
 def _served(client: InferenceClient | LoopedClient, model: str, what: TargetFlags) -> list[ServedTarget]:
     """Return the target on a server, and after it the other versions to compare it with."""
-    from trtdeploy.triton.encoded import served_target
+    from trtdeploy.triton.targets.image_pipeline import served_target
 
     return [served_target(client, model, version) for version in (what.version, *(what.compare_version or ()))]
 
@@ -145,7 +145,7 @@ def _served(client: InferenceClient | LoopedClient, model: str, what: TargetFlag
 def _check_served_plan(
     manifest: Manifest, path: Path, client: InferenceClient | LoopedClient, model: ServedModel
 ) -> None:
-    from trtdeploy.triton.identity import check_served_plan
+    from trtdeploy.triton.targets.plan_identity import check_served_plan
 
     steps = [client.describe(step) for step in model.steps]
     check_served_plan(manifest, path.name, steps or [model])

@@ -7,7 +7,7 @@ import numpy as np
 from trtdeploy.data import open_dataset
 from trtdeploy.errors import ShapeError, UsageError
 from trtdeploy.tensors import Array
-from trtdeploy.triton.served import ServedTarget
+from trtdeploy.triton.targets.served_classifier import ServedTarget
 
 _IMAGES = 32
 _RANDOM = 8

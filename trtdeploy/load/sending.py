@@ -9,7 +9,7 @@ from trtdeploy.load.arrivals import Send
 from trtdeploy.load.prepared_requests import PreparedRequests
 from trtdeploy.tensors import Array
 from trtdeploy.triton.client import GrpcClient
-from trtdeploy.triton.served import Client, ServedTarget
+from trtdeploy.triton.targets.served_classifier import Client, ServedTarget
 
 
 @contextmanager

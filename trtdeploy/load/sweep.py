@@ -18,9 +18,9 @@ from trtdeploy.load.space import Candidate, SweepSpace
 from trtdeploy.runtimes.onnxruntime.cpu import processor_name, usable_cores
 from trtdeploy.triton.client import InferenceClient, connect
 from trtdeploy.triton.retune import Deployed
-from trtdeploy.triton.served import ServedTarget
 from trtdeploy.triton.server.installation import Installation
 from trtdeploy.triton.server.process import TritonServer
+from trtdeploy.triton.targets.served_classifier import ServedTarget
 
 Show = Callable[[str, int, int], None]
 MeasureAt = Callable[[int, WindowOptions], LoadPoint]

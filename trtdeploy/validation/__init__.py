@@ -1,6 +1,6 @@
 """Signing off a classifier where it runs: accuracy, agreement, latency and throughput, with gates.
 
-The same checks apply to a served model (``trtdeploy.triton.served``) and to a plan in this process.
+The same checks apply to a served model (``trtdeploy.triton.targets.served_classifier``) and to a plan in this process.
 """
 
 from trtdeploy.validation.examination import Examination, examine, validate

@@ -13,7 +13,7 @@ from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ServerError, UsageError
 from trtdeploy.tensors import BYTES, DYNAMIC, Array
 from trtdeploy.triton.client import Reply, ServedModel
-from trtdeploy.triton.served import Client, ServedTarget, check_classifier
+from trtdeploy.triton.targets.served_classifier import Client, ServedTarget, check_classifier
 
 # The least share of all classes that are not named. Where the named ones come to nearly 1 the true share is smaller,
 # but then it would be the rounding of single precision that is seen.

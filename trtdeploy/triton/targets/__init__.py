@@ -1,0 +1,1 @@
+"""Served models as targets of validation."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trtdeploy.errors import ModelError, RepositoryError
+from trtdeploy.load.sweep.retune import deployed_model, retune
 from trtdeploy.plan import Plan
 from trtdeploy.triton.config import PackageOptions, check_config
 from trtdeploy.triton.config.options import Priorities, QueuePolicy, RateLimiter, Resource, VersionPolicy, Warmup
@@ -18,7 +19,6 @@ from trtdeploy.triton.repository.differences.deployed import compare
 from trtdeploy.triton.repository.layout import active_version, read_config
 from trtdeploy.triton.repository.package import package
 from trtdeploy.triton.repository.versions import promote, publish, rollback
-from trtdeploy.triton.retune import deployed_model, retune
 
 pytest.importorskip("tritonclient.grpc")
 

@@ -12,15 +12,15 @@ import pytest
 
 from trtdeploy.errors import GateError, ModelError, ServerError, UsageError
 from trtdeploy.load import LoadPoint, WindowOptions
-from trtdeploy.load.choice import SweepPoint, pareto, ranked
-from trtdeploy.load.results import Refused, SweepResults
-from trtdeploy.load.space import Candidate, SweepSpace, default_space, read_space
-from trtdeploy.load.sweep import MeasureAt, Sweep
+from trtdeploy.load.sweep.choice import SweepPoint, pareto, ranked
+from trtdeploy.load.sweep.results import Refused, SweepResults
+from trtdeploy.load.sweep.retune import deployed_model
+from trtdeploy.load.sweep.space import Candidate, SweepSpace, default_space, read_space
+from trtdeploy.load.sweep.sweep import MeasureAt, Sweep
 from trtdeploy.plan import Plan
 from trtdeploy.statistics import Interval
 from trtdeploy.triton.config import PackageOptions
 from trtdeploy.triton.repository.package import package
-from trtdeploy.triton.retune import deployed_model
 from trtdeploy.triton.server.installation import Installation
 
 pytest.importorskip("tritonclient.grpc")

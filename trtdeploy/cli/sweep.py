@@ -15,9 +15,9 @@ from trtdeploy.cli.option_groups import with_option_groups
 from trtdeploy.errors import GateError
 
 if TYPE_CHECKING:
-    from trtdeploy.load.choice import SweepPoint
-    from trtdeploy.load.results import SweepResults
-    from trtdeploy.load.sweep import Sweep
+    from trtdeploy.load.sweep.choice import SweepPoint
+    from trtdeploy.load.sweep.results import SweepResults
+    from trtdeploy.load.sweep.sweep import Sweep
 
 _FLAG = "--sweep"
 _DERIVED = "auto"
@@ -93,9 +93,9 @@ def sweep(
     """
     signal.signal(signal.SIGTERM, interrupt)  # copies and servers have to go
     with door(), Bars() as bars:
-        from trtdeploy.load.pareto_chart import check_chart, draw_pareto
-        from trtdeploy.load.sweep import Sweep
-        from trtdeploy.triton.retune import deployed_model
+        from trtdeploy.load.sweep.pareto_chart import check_chart, draw_pareto
+        from trtdeploy.load.sweep.retune import deployed_model
+        from trtdeploy.load.sweep.sweep import Sweep
         from trtdeploy.triton.server.installation import find_tritonserver
 
         if plot is not None:
@@ -138,8 +138,8 @@ def sweep(
 
 
 def _measure(run: Sweep, space: str, path: Path, resume: bool) -> SweepResults:
-    from trtdeploy.load.results import SweepResults
-    from trtdeploy.load.space import default_space, read_space
+    from trtdeploy.load.sweep.results import SweepResults
+    from trtdeploy.load.sweep.space import default_space, read_space
     from trtdeploy.runtimes.onnxruntime.cpu import usable_cores
 
     derived = default_space(run.deployed.manifest, run.deployed.options, cores=usable_cores())
@@ -159,8 +159,8 @@ def _measure(run: Sweep, space: str, path: Path, resume: bool) -> SweepResults:
 
 def _choose(run: Sweep, found: SweepResults, slo_p99_ms: float | None, apply: bool, as_json: bool) -> dict[str, Any]:
     """Choose by the rule and say so; with ``apply``, confirm the choice first and write it."""
-    from trtdeploy.load.choice import ranked
-    from trtdeploy.triton.retune import retune
+    from trtdeploy.load.sweep.choice import ranked
+    from trtdeploy.load.sweep.retune import retune
 
     promise = f" with p99 <= {slo_p99_ms:g} ms" if slo_p99_ms is not None else ""
     if not apply:
@@ -197,7 +197,7 @@ def _choose(run: Sweep, found: SweepResults, slo_p99_ms: float | None, apply: bo
 def _show(run: Sweep, found: SweepResults) -> None:
     from rich.table import Table
 
-    from trtdeploy.load.choice import pareto
+    from trtdeploy.load.sweep.choice import pareto
 
     front = {id(entry) for entry in pareto(found.points)}
     table = Table(box=None, pad_edge=False, header_style="")
@@ -234,7 +234,7 @@ def _show(run: Sweep, found: SweepResults) -> None:
 
 
 def _facts(run: Sweep, found: SweepResults) -> dict[str, Any]:
-    from trtdeploy.load.choice import pareto
+    from trtdeploy.load.sweep.choice import pareto
 
     front = {id(entry) for entry in pareto(found.points)}
     return {

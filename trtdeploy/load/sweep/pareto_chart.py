@@ -9,8 +9,8 @@ from typing import Any
 
 from trtdeploy.errors import RuntimeUnavailableError, UsageError
 from trtdeploy.files import atomic_write
-from trtdeploy.load.choice import SweepPoint, pareto
-from trtdeploy.load.space import Candidate
+from trtdeploy.load.sweep.choice import SweepPoint, pareto
+from trtdeploy.load.sweep.space import Candidate
 
 FORMATS = (".png", ".svg")
 # blue, orange, green, purple, sky, vermilion: told apart by the colour-blind (Okabe and Ito)

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trtdeploy.errors import UsageError
 from trtdeploy.files import atomic_write
-from trtdeploy.load.choice import SweepPoint
-from trtdeploy.load.space import Candidate
+from trtdeploy.load.sweep.choice import SweepPoint
+from trtdeploy.load.sweep.space import Candidate
 
 _FORMAT = 1
 

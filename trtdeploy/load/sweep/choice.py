@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trtdeploy.errors import GateError
 from trtdeploy.load.measurement import LoadPoint
-from trtdeploy.load.space import Candidate
+from trtdeploy.load.sweep.space import Candidate
 
 
 class SweepPoint(BaseModel):

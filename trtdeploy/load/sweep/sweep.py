@@ -9,15 +9,15 @@ from typing import Any
 
 from trtdeploy.errors import GateError, ModelError, ServerError, ShapeError
 from trtdeploy.load.arrivals import ClosedLoop, Send
-from trtdeploy.load.choice import SweepPoint, keeps, ranked
 from trtdeploy.load.measurement import STABLE_WINDOWS, LoadPoint, WindowOptions, measure
 from trtdeploy.load.requests import make_requests
-from trtdeploy.load.results import Refused, SweepResults
 from trtdeploy.load.sending import sending
-from trtdeploy.load.space import Candidate, SweepSpace
+from trtdeploy.load.sweep.choice import SweepPoint, keeps, ranked
+from trtdeploy.load.sweep.results import Refused, SweepResults
+from trtdeploy.load.sweep.retune import Deployed
+from trtdeploy.load.sweep.space import Candidate, SweepSpace
 from trtdeploy.runtimes.onnxruntime.cpu import processor_name, usable_cores
 from trtdeploy.triton.client import InferenceClient, connect
-from trtdeploy.triton.retune import Deployed
 from trtdeploy.triton.server.installation import Installation
 from trtdeploy.triton.server.process import TritonServer
 from trtdeploy.triton.targets.served_classifier import ServedTarget

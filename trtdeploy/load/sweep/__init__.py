@@ -1,0 +1,1 @@
+"""One model served in many ways, each measured on a server of its own."""

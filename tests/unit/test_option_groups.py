@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from trtdeploy.cli.option_groups import with_option_groups
+from trtdeploy.cli.options.groups import with_option_groups
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,9 @@ from typing import Annotated
 
 import typer
 
-from trtdeploy.cli import (
-    build,
-    cache,
-    doctor,
-    ledger,
-    lint,
-    load,
-    plans,
-    quantize,
-    quickstart,
-    repository,
-    serving,
-    train,
-    validate,
-    versions,
-)
+from trtdeploy.cli import build, cache, doctor, ledger, lint, plans, quantize, quickstart, train
 from trtdeploy.cli.console import interrupt, show_warnings
+from trtdeploy.cli.serving import load, package, serve, validate, versions
 from trtdeploy.version import __version__
 
 app = typer.Typer(
@@ -44,9 +30,9 @@ for module in (
     build,
     plans,
     cache,
-    repository,
+    package,
     versions,
-    serving,
+    serve,
     validate,
     load,
     ledger,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtdeploy.cli.connection import SERVER_URL_HELP, ConnectionFlags, TransportFlags, connected
 from trtdeploy.cli.console import Bars, door, interrupt, print_json
-from trtdeploy.cli.measurement import MeasurementFlags
-from trtdeploy.cli.option_groups import with_option_groups
-from trtdeploy.cli.sweep import LoadCommand
+from trtdeploy.cli.options.connection import SERVER_URL_HELP, ConnectionFlags, TransportFlags, connected
+from trtdeploy.cli.options.groups import with_option_groups
+from trtdeploy.cli.options.measurement import MeasurementFlags
+from trtdeploy.cli.serving.sweep import LoadCommand
 from trtdeploy.errors import GateError
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtdeploy.cli.connection import ConnectionFlags
 from trtdeploy.cli.console import door, finite_seconds, interrupt, print_json
-from trtdeploy.cli.local_folder import local_folder
-from trtdeploy.cli.option_groups import with_option_groups
+from trtdeploy.cli.options.connection import ConnectionFlags
+from trtdeploy.cli.options.groups import with_option_groups
+from trtdeploy.cli.options.local_folder import local_folder
 from trtdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:

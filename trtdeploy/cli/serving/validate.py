@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from trtdeploy.cli.connection import ConnectionFlags, TransportFlags, connected
 from trtdeploy.cli.console import Bars, door, interrupt, print_json
-from trtdeploy.cli.option_groups import with_option_groups
-from trtdeploy.cli.validation_flags import GateFlags, RecordFlags, RequestFlags, TargetFlags
+from trtdeploy.cli.options.connection import ConnectionFlags, TransportFlags, connected
+from trtdeploy.cli.options.groups import with_option_groups
+from trtdeploy.cli.options.validation import GateFlags, RecordFlags, RequestFlags, TargetFlags
 from trtdeploy.errors import GateError, UsageError, invalid_fields
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from trtdeploy.cli.console import door, finite_seconds, interrupt, print_json
-from trtdeploy.cli.local_folder import local_folder
+from trtdeploy.cli.options.local_folder import local_folder
 
 
 class LogLevel(str, Enum):

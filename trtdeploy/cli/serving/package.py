@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtdeploy.cli.console import door, interrupt, print_json
-from trtdeploy.cli.local_folder import local_folder
+from trtdeploy.cli.options.local_folder import local_folder
 from trtdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperCommand
 
 from trtdeploy.cli.console import Bars, Output, door, interrupt, print_json
-from trtdeploy.cli.measurement import SweepMeasurementFlags
-from trtdeploy.cli.option_groups import with_option_groups
+from trtdeploy.cli.options.groups import with_option_groups
+from trtdeploy.cli.options.measurement import SweepMeasurementFlags
 from trtdeploy.errors import GateError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from trtdeploy.cli.connection import SERVER_URL_HELP
 from trtdeploy.cli.console import finite_seconds
+from trtdeploy.cli.options.connection import SERVER_URL_HELP
 
 _TARGET, _GATES, _RECORDS, _REQUESTS = "What is validated", "Gates", "Records", "Requests"
 

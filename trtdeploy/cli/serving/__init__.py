@@ -1,0 +1,1 @@
+"""The commands around a model repository and its server."""

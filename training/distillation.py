@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from training.checkpoint import Checkpoint, CheckpointFacts, DevMetrics
+from training.checkpoints.checkpoint import Checkpoint, CheckpointFacts, DevMetrics
 from training.objective import EVALUATION_BATCH, LabelObjective
 from training.predict import predictor
 from trtdeploy.data import Split

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from training.augmentation import Augmentation
-from training.checkpoint import (
+from training.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointFacts,
     SavedCheckpoint,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import CheckpointFacts, DevMetrics, SavedCheckpoint, TrainingFacts, save_checkpoint
+from training.checkpoints.checkpoint import CheckpointFacts, DevMetrics, SavedCheckpoint, TrainingFacts, save_checkpoint
 from training.data import TrainingBatches
 from training.distributed import Workers
 from training.objective import Objective

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import DevMetrics
+from training.checkpoints.checkpoint import DevMetrics
 from training.predict import predictor
 from trtdeploy.data import Split
 from trtdeploy.data.preprocessing import Preprocessing

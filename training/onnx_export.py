@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from training.checkpoint import Checkpoint
+from training.checkpoints.checkpoint import Checkpoint
 from training.parity import Names, Parity, compare, own, require_parity
 from training.predict import device_of
 from training.quantization import (

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from training.augmentation import Augmentation
-from training.checkpoint import (
+from training.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointFacts,
     DevMetrics,

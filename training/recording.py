@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import CheckpointFacts
+from training.checkpoints.checkpoint import CheckpointFacts
 from trtdeploy.data import Dataset
 from trtdeploy.ledger import Ledger, Stage
 from trtdeploy.ledger.evaluation import Evaluation, Progress, evaluate, map_labels, median_latency_ms

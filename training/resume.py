@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.weights import load_weights_only
+from training.checkpoints.weights import load_weights_only
 from trtdeploy.errors import CheckpointError
 from trtdeploy.files import atomic_write
 

@@ -65,7 +65,7 @@ def main(
 def _through(dataset: Any, name: str, seed: int, folder: Path, epochs: int, max_drop: float) -> dict[str, Any]:
     from training.augmentation import Augmentation
     from training.auto import decide
-    from training.checkpoint import load_checkpoint
+    from training.checkpoints.checkpoint import load_checkpoint
     from training.fit import fit
     from training.schedule import Schedule
 

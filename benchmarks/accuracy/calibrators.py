@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy.results import CIFAR10, FLOAT_CHECKPOINT, Table, require, write_result
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.onnx_export import export_checkpoint, onnx_predictor
 from training.predict import predictor
 from training.ptq.ranges import fix_ranges, observing_inputs, quantizers_off

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy.results import CIFAR10, FLOAT_CHECKPOINT, Table, require, write_result
-from training.checkpoint import SavedCheckpoint, load_checkpoint
+from training.checkpoints.checkpoint import SavedCheckpoint, load_checkpoint
 from training.distillation import DistillationSettings
 from training.fit import fit
 from training.predict import predictor

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.accuracy.results import CIFAR10, Table, require, write_result
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from trtdeploy.ledger import Ledger
 from trtdeploy.triton.server.installation import find_tritonserver
 from trtdeploy.triton.server.process import TritonServer

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.fit import fit
 from training.ptq.calibrate import calibrate
 from trtdeploy.data import open_dataset

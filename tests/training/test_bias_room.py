@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from training.checkpoint import METADATA_KEY, CheckpointFacts, load_checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import METADATA_KEY, CheckpointFacts, load_checkpoint, save_checkpoint
 from training.onnx_export import export_checkpoint, trace_to_onnx
 from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs

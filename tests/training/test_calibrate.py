@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.training.tiny_model import tiny
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import (

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.training.tiny_model import tiny
-from training.checkpoint import (
+from training.checkpoints.checkpoint import (
     METADATA_KEY,
     CheckpointFacts,
     load_checkpoint,

@@ -82,7 +82,7 @@ def test_what_is_scored_is_computed_in_float32():
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_ranges_and_scores_are_those_of_the_processor(digits, float_file, tmp_path):
-    from training.checkpoint import load_checkpoint
+    from training.checkpoints.checkpoint import load_checkpoint
     from training.ptq.calibrate import calibrate
     from training.quantization import quantizers
     from training.sensitivity import measure_sensitivity

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.distillation import Distillation, DistillationSettings, divergence_at
 from training.fit import fit

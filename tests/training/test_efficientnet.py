@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.models import create_model
 from trtdeploy.data.dataset import Dataset
 from trtdeploy.errors import UsageError

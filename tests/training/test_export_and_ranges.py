@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.onnx_export import INPUT_NAME, export_checkpoint, onnx_predictor
 from training.quantization import SMALLEST_AMAX
 from trtdeploy.onnxgraph.lint.quantization_check import check_quantization

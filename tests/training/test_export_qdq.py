@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from safetensors.torch import load_file
 
 import training.onnx_export as export_module
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.onnx_export import export_checkpoint, onnx_predictor
 from training.parity import Parity, require_parity
 from training.predict import predictor

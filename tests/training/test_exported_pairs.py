@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.training.tiny_model import DropoutBetweenReaders
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.onnx_export import check_quantization, export_checkpoint, trace_to_onnx
 from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.fit import fit
 from training.loop import TrainingInterrupted, metrics_path_for
 from training.qat import qat

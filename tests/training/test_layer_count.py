@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.training.odd_networks import attention, flow, functions, only_functions, parametrized, recurrent, subclasses
 from tests.training.tiny_model import tiny
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import (

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.training.test_fit_and_qat import InterruptAfter
 from tests.training.tiny_model import tiny_schedule
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.loop import TrainingInterrupted, score
 from training.onnx_export import export_checkpoint
 from training.optimization import Execution, execution_for

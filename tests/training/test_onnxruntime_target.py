@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.accuracy.small_networks import thin_densenet, thin_resnet
 from tests.training.placed_networks import SmallUNet, TwoConvolutionBranches, mobile_net, squeeze_net
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.models.efficientnet import efficientnet_b0
 from training.onnx_export import export_checkpoint, onnx_predictor, trace_to_onnx
 from training.predict import predictor

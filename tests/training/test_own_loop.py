@@ -19,7 +19,7 @@ from torch.nn import functional
 
 import training
 from training import QuantizationSpec, calibrate, export, learn_ranges, prepare, refresh_ranges
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.quantization import quantized_layers, quantizers
 from training.quantization.layers import range_of
 from trtdeploy.errors import ModelError, QuantizationError, UsageError

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.auto import decide
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.fit import fit
 from training.loop import TrainingInterrupted

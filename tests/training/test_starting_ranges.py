@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.training.tiny_model import tiny_schedule
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.distributed import Workers
 from training.loop import score
 from training.objective import LabelObjective

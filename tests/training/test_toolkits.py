@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 
 from tests.training.placed_networks import mobile_net
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
 from training.onnx_export import export_checkpoint
 from training.ptq.calibrate import calibrate
 from training.ptq.ranges import fix_ranges, observing_inputs

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from training.auto.decision import Choice, Decision, Trial
 from training.auto.folder import claim_folder, kept_when_interrupted
 from training.auto.spending import declare_shares
-from training.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
+from training.checkpoints.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
 from training.loop import Observer
 from training.onnx_export import export_checkpoint
 from training.optimization import Execution

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from training.checkpoint import Checkpoint
+    from training.checkpoints.checkpoint import Checkpoint
     from training.distillation import DistillationSettings
     from training.schedule import Schedule
     from trtdeploy.data import Dataset
@@ -39,7 +39,7 @@ def open_both(
     Raises:
         TrtDeployError: One of them cannot be opened, or they do not fit.
     """
-    from training.checkpoint import load_checkpoint, split_seed_of
+    from training.checkpoints.checkpoint import load_checkpoint, split_seed_of
     from trtdeploy.data import open_dataset
 
     if split_seed is None:
@@ -58,7 +58,7 @@ def open_teacher(path: Path, student: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: It cannot be loaded.
     """
-    from training.checkpoint import load_checkpoint
+    from training.checkpoints.checkpoint import load_checkpoint
 
     return load_checkpoint(path, like=student.facts)
 

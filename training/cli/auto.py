@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from training.auto import Decision
-    from training.checkpoint import Checkpoint
+    from training.checkpoints.checkpoint import Checkpoint
     from trtdeploy.data import Dataset
 
 _COMMAND = "training auto"
@@ -111,7 +111,7 @@ def _record(
     display: Display,
     device: torch.device,
 ) -> None:
-    from training.checkpoint import load_checkpoint
+    from training.checkpoints.checkpoint import load_checkpoint
     from training.recording import has_stage
 
     if not has_stage(ledger, "float"):

@@ -35,7 +35,7 @@ from trtdeploy.cli.console import door
 from trtdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from training.checkpoint import CalibrationFacts
+    from training.checkpoints.checkpoint import CalibrationFacts
 
 
 def calibrate(

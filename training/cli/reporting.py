@@ -12,7 +12,7 @@ from trtdeploy.files import keep_inputs
 if TYPE_CHECKING:
     import torch
 
-    from training.checkpoint import Checkpoint, CheckpointFacts, SavedCheckpoint
+    from training.checkpoints.checkpoint import Checkpoint, CheckpointFacts, SavedCheckpoint
     from trtdeploy.data import Dataset
 
 
@@ -60,7 +60,7 @@ def report(
         text += f", {scored} {dev.top1:.2f}% on {dev.n} images, {saved.seconds:.1f} s"
     layers = saved.facts.layers
     if ledger is not None:
-        from training.checkpoint import load_checkpoint
+        from training.checkpoints.checkpoint import load_checkpoint
 
         start = load_checkpoint(saved.path)
         facts["ledger"] = score_and_record(

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.checkpoint import (
+from training.checkpoints.checkpoint import (
     BiasCorrectionFacts,
     CalibrationCandidate,
     CalibrationFacts,

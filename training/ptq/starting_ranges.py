@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import DevMetrics
+from training.checkpoints.checkpoint import DevMetrics
 from training.distributed import Workers
 from training.predict import device_of
 from training.ptq.ranges import fix_ranges, observing_inputs

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from training.checkpoint import Checkpoint, layers_of
+from training.checkpoints.checkpoint import Checkpoint, layers_of
 from training.predict import in_float32
 from training.quantization import FloatLayer, QuantizedLayer, Quantizer, quantizers
 from trtdeploy.data import Dataset

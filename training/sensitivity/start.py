@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.ptq.calibrate import calibrate
 from training.quantization import QuantizationSpec
 from training.quantization.toolkits import Toolkit

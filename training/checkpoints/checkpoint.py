@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from training.checkpoints.weights import read_metadata, read_safetensors, read_torch, refuse_non_finite, shown
 from training.models import DEFAULT_MODEL, create_model
 from training.predict import device_of
 from training.quantization import (
@@ -27,7 +28,6 @@ from training.quantization import (
     quantize,
     reserve_ranges,
 )
-from training.weights import read_metadata, read_safetensors, read_torch, refuse_non_finite, shown
 from trtdeploy.calibration import Method
 from trtdeploy.data import Dataset
 from trtdeploy.data.preprocessing import Preprocessing

@@ -1,0 +1,1 @@
+"""Checkpoints: own ones, which carry labels, preprocessing and calibration, and other programs'."""

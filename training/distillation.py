@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from training.checkpoints.checkpoint import Checkpoint, CheckpointFacts, DevMetrics
-from training.objective import EVALUATION_BATCH, LabelObjective
+from training.loop.objective import EVALUATION_BATCH, LabelObjective
 from training.predict import predictor
 from trtdeploy.data import Split
 from trtdeploy.data.preprocessing import Preprocessing

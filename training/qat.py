@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from training.augmentation import Augmentation
 from training.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointFacts,
@@ -26,14 +25,15 @@ from training.checkpoints.checkpoint import (
     warn_of_other_splits,
 )
 from training.distillation import Distillation, DistillationSettings, check_teacher
-from training.distributed import Workers
-from training.fit import settings_digest
-from training.loop import Observer, finish, score_or_fail, train
-from training.objective import LabelObjective, Objective
-from training.optimization import Execution
+from training.loop.augmentation import Augmentation
+from training.loop.distributed import Workers
+from training.loop.epochs import Observer, finish, score_or_fail, train
+from training.loop.fit import settings_digest
+from training.loop.objective import LabelObjective, Objective
+from training.loop.optimization import Execution
+from training.loop.schedule import Schedule
 from training.ptq.starting_ranges import StartingRanges, choose_ranges
 from training.quantization.range_learning import LearnedRanges
-from training.schedule import Schedule
 from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.ledger.evaluation import map_labels

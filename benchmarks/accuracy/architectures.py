@@ -63,11 +63,11 @@ def main(
 
 
 def _through(dataset: Any, name: str, seed: int, folder: Path, epochs: int, max_drop: float) -> dict[str, Any]:
-    from training.augmentation import Augmentation
     from training.auto import decide
     from training.checkpoints.checkpoint import load_checkpoint
-    from training.fit import fit
-    from training.schedule import Schedule
+    from training.loop.augmentation import Augmentation
+    from training.loop.fit import fit
+    from training.loop.schedule import Schedule
 
     start = folder / "float.safetensors"
     if not start.is_file():

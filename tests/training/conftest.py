@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.checkpoints.checkpoint import load_checkpoint
-from training.fit import fit
+from training.loop.fit import fit
 from training.ptq.calibrate import calibrate
 from trtdeploy.data import open_dataset
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.training.tiny_model import IMAGE_SIZE
 from training.cli.main import app
-from training.optimization import Execution
+from training.loop.optimization import Execution
 from training.predict import in_float32
 
 COMMANDS = {
@@ -34,7 +34,7 @@ class ArrivedError(Exception):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_network_and_images_are_moved(name, float_file, ptq_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.optimization.execution_for", lambda *_, **__: Execution(torch.device("meta")))
+    monkeypatch.setattr("training.loop.optimization.execution_for", lambda *_, **__: Execution(torch.device("meta")))
 
     def watch(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         images = inputs[0]

@@ -12,8 +12,8 @@ from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.checkpoints.checkpoint import load_checkpoint
 from training.cli.main import app
 from training.distillation import Distillation, DistillationSettings, divergence_at
-from training.fit import fit
-from training.loop import train
+from training.loop.epochs import train
+from training.loop.fit import fit
 from training.ptq.calibrate import calibrate
 from training.qat import qat
 from trtdeploy.data import open_dataset

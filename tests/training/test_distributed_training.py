@@ -14,9 +14,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
-from training.distributed import Workers
-from training.loop import metrics_path_for
-from training.resume import resume_path_for
+from training.loop.distributed import Workers
+from training.loop.epochs import metrics_path_for
+from training.loop.resume import resume_path_for
 from trtdeploy.errors import UsageError
 
 HERE = Path(__file__).parent

@@ -10,11 +10,11 @@ from torch import nn
 
 from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.checkpoints.checkpoint import load_checkpoint
-from training.fit import fit
-from training.loop import TrainingInterrupted, metrics_path_for
+from training.loop.epochs import TrainingInterrupted, metrics_path_for
+from training.loop.fit import fit
+from training.loop.resume import resume_path_for
+from training.loop.schedule import Schedule
 from training.qat import qat
-from training.resume import resume_path_for
-from training.schedule import Schedule
 from trtdeploy.data import open_dataset
 from trtdeploy.errors import CheckpointError, TrainingError, UsageError
 
@@ -76,7 +76,7 @@ def test_the_saved_weights_are_those_of_the_best_epoch(digits, tmp_path):
 
     saved = run_fit(digits, tmp_path / "a.safetensors", schedule=Worse(**tiny_schedule(epochs=4).model_dump()))
     assert saved.facts.training.best_epoch < 4
-    from training.loop import score
+    from training.loop.epochs import score
 
     again = load_checkpoint(saved.path)
     dev = score(again.model, digits.split("dev"), again.facts.preprocessing, range(10))
@@ -192,7 +192,7 @@ def test_qat_repairs_a_network_that_calibration_broke(digits, ptq_file, tmp_path
     start = load_checkpoint(ptq_file)
     with torch.no_grad():
         start.model.depthwise._input_quantizer._amax /= 20
-    from training.loop import score
+    from training.loop.epochs import score
 
     before = score(start.model, digits.split("dev"), start.facts.preprocessing, range(10)).top1
     saved = qat(

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from tests.training.test_fit_and_qat import InterruptAfter
 from tests.training.tiny_model import tiny_schedule
 from training.checkpoints.checkpoint import load_checkpoint
-from training.loop import TrainingInterrupted, score
+from training.loop.epochs import TrainingInterrupted, score
+from training.loop.optimization import Execution, execution_for
 from training.onnx_export import export_checkpoint
-from training.optimization import Execution, execution_for
 from training.qat import qat
 from training.quantization import Quantizer, make_quantizer, quantized_layers, quantizers
 from training.quantization.learned_range import LearnedRange

@@ -13,13 +13,13 @@ from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.auto import decide
 from training.checkpoints.checkpoint import load_checkpoint
 from training.cli.main import app
-from training.fit import fit
-from training.loop import TrainingInterrupted
+from training.loop.epochs import TrainingInterrupted
+from training.loop.fit import fit
+from training.loop.resume import resume_path_for
 from training.predict import predictor
 from training.ptq.calibrate import calibrate
 from training.quantization import QuantizationSpec, quantizers
 from training.recording import score_split
-from training.resume import resume_path_for
 from training.sensitivity import draw_chart, measure_sensitivity
 from trtdeploy.errors import UsageError
 from trtdeploy.ledger import Ledger

@@ -5,9 +5,9 @@ import torch
 
 from tests.training.tiny_model import tiny_schedule
 from training.checkpoints.checkpoint import load_checkpoint
-from training.distributed import Workers
-from training.loop import score
-from training.objective import LabelObjective
+from training.loop.distributed import Workers
+from training.loop.epochs import score
+from training.loop.objective import LabelObjective
 from training.ptq.starting_ranges import choose_ranges
 from training.qat import networks_compared, qat
 from training.quantization import quantizers

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.augmentation import Augmentation
-from training.data import TrainingBatches
+from training.loop.augmentation import Augmentation
+from training.loop.data import TrainingBatches
 from trtdeploy.data import open_dataset
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DataError

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from training.augmentation import Augmentation
-from training.schedule import Schedule
+from training.loop.augmentation import Augmentation
+from training.loop.schedule import Schedule
 
 IMAGE_SIZE = 16
 

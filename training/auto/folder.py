@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.loop import TrainingInterrupted
+from training.loop.epochs import TrainingInterrupted
 from trtdeploy.errors import UsageError
 from trtdeploy.files import atomic_write
 

@@ -18,16 +18,16 @@ from training.auto.decision import Choice, Decision, Trial
 from training.auto.folder import claim_folder, kept_when_interrupted
 from training.auto.spending import declare_shares
 from training.checkpoints.checkpoint import Checkpoint, SavedCheckpoint, load_checkpoint
-from training.loop import Observer
+from training.loop.epochs import Observer
+from training.loop.optimization import Execution
+from training.loop.resume import delete_resume, resume_path_for
+from training.loop.schedule import Schedule
 from training.onnx_export import export_checkpoint
-from training.optimization import Execution
 from training.predict import predictor
 from training.ptq.calibrate import calibrate
 from training.qat import default_schedule, networks_compared, qat
 from training.quantization import QuantizationSpec, prepare
 from training.recording import score_split
-from training.resume import delete_resume, resume_path_for
-from training.schedule import Schedule
 from training.sensitivity import Sensitivity, measure_sensitivity
 from trtdeploy.calibration import METHODS
 from trtdeploy.data import Dataset

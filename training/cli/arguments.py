@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from training.checkpoints.checkpoint import Checkpoint
     from training.distillation import DistillationSettings
-    from training.schedule import Schedule
+    from training.loop.schedule import Schedule
     from trtdeploy.data import Dataset
 
 
@@ -97,8 +97,8 @@ def schedule_from(
     seed: int,
 ) -> Schedule:
     """Return the default schedule, with what options were given for replaced."""
-    from training.augmentation import Augmentation
-    from training.schedule import Schedule
+    from training.loop.augmentation import Augmentation
+    from training.loop.schedule import Schedule
 
     given: dict[str, Any] = {
         "epochs": epochs,

@@ -68,7 +68,7 @@ def auto(
     """
     with door(), Display() as display:
         from training.auto import decide
-        from training.optimization import execution_for
+        from training.loop.optimization import execution_for
         from training.quantization import QuantizationSpec
 
         check_ledger(ledger)

@@ -71,7 +71,7 @@ def calibrate(
 ) -> None:
     """Quantize a float checkpoint to INT8 without training (PTQ)."""
     with door(), Display() as display:
-        from training.optimization import execution_for
+        from training.loop.optimization import execution_for
         from training.ptq.calibrate import calibrate as run
         from training.quantization import QuantizationSpec
         from training.recording import has_stage

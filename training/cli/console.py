@@ -26,7 +26,7 @@ def log_to_stderr() -> None:
 class Display:
     """A progress bar on a terminal, plain lines elsewhere. Use it as a context manager.
 
-    It is also the observer of ``training.loop`` (``step`` and ``epoch``).
+    It is also the observer of ``training.loop.epochs`` (``step`` and ``epoch``).
     """
 
     def __init__(self) -> None:

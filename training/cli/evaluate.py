@@ -42,7 +42,7 @@ def evaluate(
 ) -> None:
     """Score a checkpoint: top-1 in percent with its 95% interval."""
     with door(), Display() as display:
-        from training.optimization import execution_for
+        from training.loop.optimization import execution_for
         from training.predict import predictor
         from training.recording import score_split
 

@@ -57,10 +57,10 @@ def fit(
 ) -> None:
     """Train a float network and keep the epoch that scores best on dev."""
     with door(), Display() as display:
-        from training.distributed import joined_workers
-        from training.fit import default_schedule
-        from training.fit import fit as run
-        from training.optimization import execution_for
+        from training.loop.distributed import joined_workers
+        from training.loop.fit import default_schedule
+        from training.loop.fit import fit as run
+        from training.loop.optimization import execution_for
 
         check_output(output, ".safetensors", checkpoint, ledger=ledger)
         execution = execution_for(device.value, amp=amp)

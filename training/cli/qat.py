@@ -60,8 +60,8 @@ def qat(
 ) -> None:
     """Fine-tune a calibrated checkpoint with quantization in the loop (QAT)."""
     with door(), Display() as display:
-        from training.distributed import joined_workers
-        from training.optimization import execution_for
+        from training.loop.distributed import joined_workers
+        from training.loop.optimization import execution_for
         from training.qat import default_schedule
         from training.qat import qat as run
 

@@ -53,7 +53,7 @@ def sensitivity(
     is kept beside the output. A quantized checkpoint is measured as it is.
     """
     with door(), Display() as display:
-        from training.optimization import execution_for
+        from training.loop.optimization import execution_for
         from training.sensitivity import draw_chart, measure_sensitivity, quantized_start
         from training.sensitivity.chart import FORMATS
 

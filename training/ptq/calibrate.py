@@ -25,7 +25,7 @@ from training.checkpoints.checkpoint import (
     save_checkpoint,
     warn_of_other_splits,
 )
-from training.loop import score
+from training.loop.epochs import score
 from training.predict import device_of
 from training.ptq.bias_correction import correct_biases
 from training.ptq.ranges import fix_ranges, observe

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoints.checkpoint import DevMetrics
-from training.distributed import Workers
+from training.loop.distributed import Workers
 from training.predict import device_of
 from training.ptq.ranges import fix_ranges, observing_inputs
 from training.quantization import quantizers

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.augmentation import Augmentation
-from training.distributed import Workers
+from training.loop.augmentation import Augmentation
+from training.loop.distributed import Workers
 from trtdeploy.data import Split
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import DataError

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoints.checkpoint import CheckpointFacts, DevMetrics, SavedCheckpoint, TrainingFacts, save_checkpoint
-from training.data import TrainingBatches
-from training.distributed import Workers
-from training.objective import Objective
-from training.objective import score as score
-from training.optimization import Execution, make_optimizer, set_learning_rate, set_modes, threads_for
+from training.loop.data import TrainingBatches
+from training.loop.distributed import Workers
+from training.loop.objective import Objective
+from training.loop.objective import score as score
+from training.loop.optimization import Execution, make_optimizer, set_learning_rate, set_modes, threads_for
+from training.loop.resume import ResumeState, delete_resume, load_resume, resume_path_for, save_resume
+from training.loop.schedule import Schedule
 from training.quantization.range_learning import LearnedRanges
-from training.resume import ResumeState, delete_resume, load_resume, resume_path_for, save_resume
-from training.schedule import Schedule
 from trtdeploy.data import Dataset
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import LedgerError, TrainingError

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from training.augmentation import Augmentation
 from training.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointFacts,
@@ -19,12 +18,13 @@ from training.checkpoints.checkpoint import (
     default_image_size,
     warn_of_other_splits,
 )
-from training.distributed import Workers
-from training.loop import Observer, finish, train
+from training.loop.augmentation import Augmentation
+from training.loop.distributed import Workers
+from training.loop.epochs import Observer, finish, train
+from training.loop.objective import LabelObjective
+from training.loop.optimization import Execution
+from training.loop.schedule import Schedule
 from training.models import DEFAULT_MODEL, create_model
-from training.objective import LabelObjective
-from training.optimization import Execution
-from training.schedule import Schedule
 from trtdeploy.data import Dataset
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import UsageError

@@ -6,7 +6,7 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.augmentation import Augmentation
+from training.loop.augmentation import Augmentation
 
 
 class Schedule(BaseModel):

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from training.loop.schedule import Schedule
 from training.quantization.range_learning import LearnedRanges
-from training.schedule import Schedule
 from trtdeploy.errors import RuntimeUnavailableError, TrainingError
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]

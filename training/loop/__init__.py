@@ -1,0 +1,1 @@
+"""The training loop: epochs, schedule, batches, processes, and going on after an interruption."""

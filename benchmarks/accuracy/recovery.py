@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy.results import CIFAR10, FLOAT_CHECKPOINT, Table, require, write_result
 from training.checkpoints.checkpoint import SavedCheckpoint, load_checkpoint
-from training.distillation import DistillationSettings
 from training.loop.fit import fit
 from training.loop.schedule import Schedule
 from training.predict import predictor
 from training.ptq.calibrate import calibrate
-from training.qat import default_schedule, qat
+from training.qat.distillation import DistillationSettings
+from training.qat.fine_tuning import default_schedule, qat
 from trtdeploy.data import Dataset, open_dataset
 from trtdeploy.errors import TrtDeployError
 from trtdeploy.files import atomic_write, sha256_file

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 from tests.training.tiny_model import IMAGE_SIZE, tiny_schedule
 from training.checkpoints.checkpoint import load_checkpoint
 from training.cli.main import app
-from training.distillation import Distillation, DistillationSettings, divergence_at
 from training.loop.epochs import train
 from training.loop.fit import fit
 from training.ptq.calibrate import calibrate
-from training.qat import qat
+from training.qat.distillation import Distillation, DistillationSettings, divergence_at
+from training.qat.fine_tuning import qat
 from trtdeploy.data import open_dataset
 from trtdeploy.errors import DataError, UsageError
 

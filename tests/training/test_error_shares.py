@@ -7,7 +7,7 @@ import pytest
 
 from training.auto.spending import declare_shares
 from training.loop.schedule import Schedule
-from training.qat import networks_compared
+from training.qat.fine_tuning import networks_compared
 from trtdeploy.statistics import non_inferiority, samples_needed
 
 IMAGES, MAX_DROP, GAINED = 1500, 1.0, 0.02

@@ -14,7 +14,7 @@ from training.loop.epochs import TrainingInterrupted, metrics_path_for
 from training.loop.fit import fit
 from training.loop.resume import resume_path_for
 from training.loop.schedule import Schedule
-from training.qat import qat
+from training.qat.fine_tuning import qat
 from trtdeploy.data import open_dataset
 from trtdeploy.errors import CheckpointError, TrainingError, UsageError
 

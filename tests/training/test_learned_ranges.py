@@ -12,7 +12,7 @@ from training.checkpoints.checkpoint import load_checkpoint
 from training.loop.epochs import TrainingInterrupted, score
 from training.loop.optimization import Execution, execution_for
 from training.onnx_export import export_checkpoint
-from training.qat import qat
+from training.qat.fine_tuning import qat
 from training.quantization import Quantizer, make_quantizer, quantized_layers, quantizers
 from training.quantization.learned_range import LearnedRange
 from trtdeploy.errors import RuntimeUnavailableError

@@ -9,7 +9,7 @@ from training.loop.distributed import Workers
 from training.loop.epochs import score
 from training.loop.objective import LabelObjective
 from training.ptq.starting_ranges import choose_ranges
-from training.qat import networks_compared, qat
+from training.qat.fine_tuning import networks_compared, qat
 from training.quantization import quantizers
 from trtdeploy.errors import TrainingError
 from trtdeploy.files import sha256_bytes

@@ -25,7 +25,7 @@ from training.loop.schedule import Schedule
 from training.onnx_export import export_checkpoint
 from training.predict import predictor
 from training.ptq.calibrate import calibrate
-from training.qat import default_schedule, networks_compared, qat
+from training.qat.fine_tuning import default_schedule, networks_compared, qat
 from training.quantization import QuantizationSpec, prepare
 from training.recording import score_split
 from training.sensitivity import Sensitivity, measure_sensitivity

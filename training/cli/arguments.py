@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.checkpoints.checkpoint import Checkpoint
-    from training.distillation import DistillationSettings
     from training.loop.schedule import Schedule
+    from training.qat.distillation import DistillationSettings
     from trtdeploy.data import Dataset
 
 
@@ -71,7 +71,7 @@ def distillation_from(
     Raises:
         UsageError: Options contradict each other, or a number makes no sense.
     """
-    from training.distillation import DistillationSettings
+    from training.qat.distillation import DistillationSettings
     from trtdeploy.errors import UsageError
 
     if teacher is None and (weight is not None or temperature is not None or distill_only):

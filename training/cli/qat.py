@@ -62,8 +62,8 @@ def qat(
     with door(), Display() as display:
         from training.loop.distributed import joined_workers
         from training.loop.optimization import execution_for
-        from training.qat import default_schedule
-        from training.qat import qat as run
+        from training.qat.fine_tuning import default_schedule
+        from training.qat.fine_tuning import qat as run
 
         check_output(output, ".safetensors", checkpoint, teacher, ledger=ledger)
         distillation = distillation_from(teacher, teacher_weight, temperature, distill_only=distill_only)

@@ -24,7 +24,6 @@ from training.checkpoints.checkpoint import (
     layers_of,
     warn_of_other_splits,
 )
-from training.distillation import Distillation, DistillationSettings, check_teacher
 from training.loop.augmentation import Augmentation
 from training.loop.distributed import Workers
 from training.loop.epochs import Observer, finish, score_or_fail, train
@@ -33,6 +32,7 @@ from training.loop.objective import LabelObjective, Objective
 from training.loop.optimization import Execution
 from training.loop.schedule import Schedule
 from training.ptq.starting_ranges import StartingRanges, choose_ranges
+from training.qat.distillation import Distillation, DistillationSettings, check_teacher
 from training.quantization.range_learning import LearnedRanges
 from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError

@@ -1,0 +1,1 @@
+"""Quantization-aware training: ranges and weights trained together, from a teacher too."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from training.onnx_export import Exported, export
     from training.ptq.ranges import calibrate
-    from training.quantization.layer_count import LayerCount
+    from training.quantization.graph.layer_count import LayerCount
     from training.quantization.layers import refresh_ranges
     from training.quantization.preparation import prepare
     from training.quantization.range_learning import learn_ranges
@@ -36,7 +36,7 @@ _ROOMS = {
     "Exported": "training.onnx_export",
     "export": "training.onnx_export",
     "calibrate": "training.ptq.ranges",
-    "LayerCount": "training.quantization.layer_count",
+    "LayerCount": "training.quantization.graph.layer_count",
     "refresh_ranges": "training.quantization.layers",
     "learn_ranges": "training.quantization.range_learning",
     "prepare": "training.quantization.preparation",

@@ -41,7 +41,7 @@ from training.quantization import (
     unwrapped,
 )
 from training.quantization import input_names as names_of_inputs
-from training.quantization.plain_weights import with_plain_weights
+from training.quantization.graph.plain_weights import with_plain_weights
 from trtdeploy.data import Dataset
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import ModelError, QuantizationError, UsageError

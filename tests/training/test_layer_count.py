@@ -24,7 +24,7 @@ from training.quantization import (
     quantize,
     quantizers_off,
 )
-from training.quantization.plain_weights import with_plain_weights
+from training.quantization.graph.plain_weights import with_plain_weights
 from trtdeploy.errors import QuantizationError
 from trtdeploy.ledger import Ledger
 

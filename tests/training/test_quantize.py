@@ -108,7 +108,7 @@ def test_without_a_range_nothing_is_quantized_by_chance():
 
 def test_importing_leaves_logging_and_the_library_as_they_were():
     code = (
-        "import logging, training.quantization.pytorch_quantization_toolkit\n"
+        "import logging, training.quantization.toolkits.pytorch_quantization\n"
         "from pytorch_quantization.nn import TensorQuantizer\n"
         "print(logging.getLogger().handlers, TensorQuantizer.use_fb_fake_quant)"
     )

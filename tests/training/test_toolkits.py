@@ -97,7 +97,7 @@ def test_a_toolkit_that_is_not_installed_is_named(monkeypatch):
     real = builtins.__import__
 
     def without_modelopt(name, *arguments, **options):
-        if name.startswith(("modelopt", "training.quantization.modelopt_toolkit")):
+        if name.startswith(("modelopt", "training.quantization.toolkits.modelopt")):
             raise ImportError(f"No module named {name!r}")
         return real(name, *arguments, **options)
 

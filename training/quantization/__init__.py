@@ -1,10 +1,10 @@
 """Fake quantization of torch networks: quantizers, and where they sit."""
 
-from training.quantization.arguments import Inputs, as_arguments, input_names, tensors_in, unwrapped
 from training.quantization.bias_room import give_room, skip_lost
 from training.quantization.exported_pairs import exported_pairs
+from training.quantization.graph.arguments import Inputs, as_arguments, input_names, tensors_in, unwrapped
+from training.quantization.graph.layer_count import FloatLayer, LayerCount, count_layers
 from training.quantization.insertion import quantize, quantized_layers, reserve_ranges
-from training.quantization.layer_count import FloatLayer, LayerCount, count_layers
 from training.quantization.layers import QuantizedLayer, largest_per_channel, refresh_ranges
 from training.quantization.preparation import prepare
 from training.quantization.quantizer import (
@@ -15,7 +15,7 @@ from training.quantization.quantizer import (
     quantizers_off,
 )
 from training.quantization.spec import QuantizationSpec
-from training.quantization.toolkits import Toolkit, make_quantizer
+from training.quantization.toolkits.choice import Toolkit, make_quantizer
 
 __all__ = [
     "INT8_BOUND",

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from training.quantization.folding import fold_batch_norms, take_silu_apart
-from training.quantization.layer_count import count_layers
+from training.quantization.graph.folding import fold_batch_norms, take_silu_apart
+from training.quantization.graph.layer_count import count_layers
+from training.quantization.graph.tracing import Traced, UntraceableError, trace
 from training.quantization.layers import QuantizedLayer, channel_shape, is_quantizable, quantized_twin
 from training.quantization.placement import Placement, Placer, Wanted
 from training.quantization.quantizer import Quantizer, quantizers
 from training.quantization.spec import QuantizationSpec
-from training.quantization.toolkits import Toolkit, make_quantizer
-from training.quantization.tracing import Traced, UntraceableError, trace
+from training.quantization.toolkits.choice import Toolkit, make_quantizer
 from trtdeploy.errors import QuantizationError
 
 _log = logging.getLogger(__name__)

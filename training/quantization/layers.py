@@ -10,7 +10,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from training.quantization.quantizer import INT8_BOUND, SMALLEST_AMAX, Quantizer
 from training.quantization.spec import QuantizationSpec
-from training.quantization.toolkits import make_quantizer
+from training.quantization.toolkits.choice import make_quantizer
 from trtdeploy.onnxgraph.qdq.int8_scales import is_too_small, smallest_scale
 
 WEIGHTED = (

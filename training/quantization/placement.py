@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from training.quantization.evaluation import NOTHING_MODULES, tensor_in_evaluation
+from training.quantization.graph.evaluation import NOTHING_MODULES, tensor_in_evaluation
 from training.quantization.layers import computes_as, is_quantizable
 from trtdeploy.onnxgraph.qdq.groups import Groups
 from trtdeploy.onnxgraph.qdq.placement import Target

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from training.quantization.arguments import Inputs, as_arguments, tensors_in
 from training.quantization.bias_room import skip_lost
+from training.quantization.graph.arguments import Inputs, as_arguments, tensors_in
 from training.quantization.insertion import quantize, quantized_layers
 from training.quantization.layers import QuantizedLayer
 from training.quantization.spec import QuantizationSpec

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.quantization.arguments import unwrapped
+from training.quantization.graph.arguments import unwrapped
 from training.quantization.layers import refresh_ranges
 from training.quantization.learned_range import LearnedRange
 from training.quantization.quantizer import quantizers

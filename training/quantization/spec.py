@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict
 
-from training.quantization.toolkits import Toolkit
+from training.quantization.toolkits.choice import Toolkit
 from trtdeploy.onnxgraph.name_patterns import matches_any, require_matches
 from trtdeploy.onnxgraph.qdq.int8_scales import TransposedWeights
 from trtdeploy.onnxgraph.qdq.placement import Target

@@ -10,7 +10,7 @@ import torch
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.ptq.calibrate import calibrate
 from training.quantization import QuantizationSpec
-from training.quantization.toolkits import Toolkit
+from training.quantization.toolkits.choice import Toolkit
 from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.ledger.evaluation import Progress

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import fx, nn
 from torch.nn import functional
 
-from training.quantization.tracing import graph_in_evaluation
+from training.quantization.graph.tracing import graph_in_evaluation
 
 NOTHING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _DROPOUTS = {functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d}

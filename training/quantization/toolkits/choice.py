@@ -23,10 +23,10 @@ def make_quantizer(label: str, *, axis: int | None, toolkit: Toolkit = "pytorch-
     """
     try:
         if toolkit == "modelopt":
-            from training.quantization.modelopt_toolkit import ModelOptQuantizer
+            from training.quantization.toolkits.modelopt import ModelOptQuantizer
 
             return ModelOptQuantizer(label, axis=axis)
-        from training.quantization.pytorch_quantization_toolkit import PytorchQuantizationQuantizer
+        from training.quantization.toolkits.pytorch_quantization import PytorchQuantizationQuantizer
 
         return PytorchQuantizationQuantizer(label, axis=axis)
     except ImportError as error:

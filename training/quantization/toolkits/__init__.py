@@ -1,0 +1,1 @@
+"""Libraries whose quantizers are put into a network."""

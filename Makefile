@@ -31,8 +31,8 @@ $(BINDINGS): tests/contract/fetch_bindings.py $(INSTALLED)
 	touch $@
 
 # What KServe and the Prometheus operator publish of their resources: what the manifests in docker/ are held against.
-$(RESOURCE_MODELS): tests/serving/published_models.py $(INSTALLED)
-	$(BIN)/python tests/serving/published_models.py $@
+$(RESOURCE_MODELS): tests/project/published_models.py $(INSTALLED)
+	$(BIN)/python tests/project/published_models.py $@
 	touch $@
 
 # The checked-in example, from what `make quickstart` has built; its plan stays out of version control.

@@ -28,7 +28,7 @@ def test_every_call_exists_in_cuda_python_with_that_many_arguments() -> None:
 
 
 def test_so_does_what_the_tests_on_a_gpu_call_themselves() -> None:
-    path = Path(__file__).parents[2] / "gpu" / "test_cuda_layer.py"
+    path = Path(__file__).parents[1] / "gpu" / "test_cuda_layer.py"
     calls = list(calls_in(path.name, path.read_text()))
     assert "cudaMemcpy" in {call.name for call in calls}
     assert defects(calls, runtime) == []

@@ -1,4 +1,4 @@
-"""A config that Triton takes, and changes to it; each is also shown to a real server in tests/e2e."""
+"""A config that Triton takes, and changes to it; each is also shown to a real server beside it."""
 
 from __future__ import annotations
 

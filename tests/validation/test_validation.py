@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from tests.serving.nan_on_images import nan_on_images
+from tests.validation.nan_on_images import nan_on_images
 from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.data import Dataset, open_dataset

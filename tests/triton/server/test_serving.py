@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from tests.cli.commands import LIMIT_S, SERVE_ON_FREE_PORTS, ServeCommand, run, started, wait_until
-from tests.serving.nan_on_images import nan_on_images
+from tests.validation.nan_on_images import nan_on_images
 from trtdeploy.building.build import BuildConfig, build
 from trtdeploy.cli.main import app
 from trtdeploy.engine import Engine

@@ -119,7 +119,7 @@ def test_ctrl_c_cancels_a_build_and_leaves_nothing(qdq_onnx: Path, tmp_path: Pat
     # large enough to be under way for seconds
     target = tmp_path / "b.rtx"
     code = (
-        "import sys, time; from trtdeploy.runtimes.tensorrt import builder; original = builder.make_monitor\n"
+        "import sys, time; from trtdeploy.runtimes.tensorrt.building import builder; original = builder.make_monitor\n"
         "def slow(module, progress, cancellation):\n"
         "    print('building', flush=True)\n"
         "    return original(module, lambda *step: time.sleep(0.05), cancellation)\n"

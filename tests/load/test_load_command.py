@@ -107,7 +107,8 @@ def test_a_load_that_fills_the_queue_is_measured(server: TritonServer) -> None:
     closed, opened = json.loads(done.stdout)["points"]
     assert closed["refused"] > 0
     assert opened["refused"] > 0.2 * 600 * 0.9
-    assert opened["requests"] + opened["refused"] == pytest.approx(opened["offered_per_s"] * 0.9, rel=0.1)
+    # three windows, which last longer than they should on a busy machine; on a simulated clock the sum is exact
+    assert opened["requests"] + opened["refused"] >= opened["offered_per_s"] * 0.9 - 1
     shown = load(*common[:-3], "--concurrency", 8, "--window", 0.1)
     assert "REFUSED by the queue" in shown.stdout
 

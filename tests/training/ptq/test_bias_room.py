@@ -203,7 +203,7 @@ def amax_of(model: nn.Module, label: str) -> torch.Tensor:
 def test_checkpoints_keep_how_transposed_weights_are_quantized(digits, tmp_path):
     facts = CheckpointFacts(
         kind="float",
-        model="test_bias_room:upsampler",
+        model=f"{__name__}:upsampler",
         labels=tuple(digits.classes),
         preprocessing=Preprocessing.square(16),
     )

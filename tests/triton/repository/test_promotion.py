@@ -63,7 +63,7 @@ def test_a_kill_leaves_one_version_or_the_other(plans: list[Path]) -> None:
 
 _KILLED = """
 import os, signal, sys
-from trtdeploy.triton import promotion
+from trtdeploy.triton.repository import live_promotion as promotion
 repository, name, version, url, moment = sys.argv[1:]
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 if moment == "candidate is loaded":

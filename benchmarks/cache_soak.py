@@ -174,7 +174,7 @@ def _is_whole(path: Path) -> bool:
         content = path.read_bytes()
     except FileNotFoundError:
         return True  # nobody has finished yet
-    return parse_measured(content) is not None
+    return parse_measured(path, content) is not None
 
 
 def main() -> int:

@@ -76,7 +76,7 @@ class PlanCorruptError(PlanError):
 
 
 class PlanIncompatibleError(PlanError):
-    """An intact plan that was built for another runtime version or another machine."""
+    """An intact plan for another runtime version, another machine or a newer trtdeploy."""
 
     exit_code = 3
 

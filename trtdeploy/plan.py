@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trtdeploy.data.preprocessing import Preprocessing
-from trtdeploy.errors import PlanCorruptError, ShapeError, invalid_fields
+from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, ShapeError, TrtDeployError, invalid_fields
+from trtdeploy.file_format import FileFormat
 from trtdeploy.files import atomic_write, atomic_writer, sha256_bytes
 from trtdeploy.tensors import DYNAMIC, ShapeRange, TensorSpec, ValueRange
 
@@ -224,7 +225,7 @@ class TacticFacts(_Part):
         return max(1, self.threads // sharers)
 
 
-class Manifest(_Part):
+class Manifest(FileFormat):
     """Everything that is known about a plan.
 
     Attributes:
@@ -232,7 +233,12 @@ class Manifest(_Part):
         profile_values: The values that the same profiles cover, by shape tensor; none where there are no such inputs.
     """
 
+    TITLE: ClassVar[str] = "a manifest"
+    ERROR: ClassVar[type[TrtDeployError]] = PlanIncompatibleError
+    EXACT: ClassVar[tuple[str, ...]] = ("preprocessing",)
+
     format: Literal[1] = 1
+    minor: int = Field(default=1, ge=0)
     trtdeploy_version: str
     created_at: str
     runtime: RuntimeFacts
@@ -357,7 +363,8 @@ def read_manifest(path: str | Path) -> Manifest:
     """Read the manifest of a plan without opening the plan.
 
     Raises:
-        PlanCorruptError: It is missing or not a manifest of this version.
+        PlanCorruptError: It is missing or damaged.
+        PlanIncompatibleError: A newer trtdeploy wrote it, in a format that this one does not read.
     """
     source = manifest_path(path)
     if not Path(path).is_file():
@@ -371,7 +378,7 @@ def read_manifest(path: str | Path) -> Manifest:
             "other tools loads by Engine.load(PLAN, without_manifest=RUNTIME).",
         ) from error
     try:
-        return Manifest.model_validate_json(text)
+        return Manifest.read(text, source)
     except ValidationError as error:
         raise PlanCorruptError(
             f"{source} is not a manifest of this version ({invalid_fields(error)}).", hint="Build the plan again."

@@ -18,6 +18,7 @@ FLOORS = [
     "trtdeploy.errors",
     "trtdeploy.module_command",
     "trtdeploy.counting",
+    "trtdeploy.file_format",
     "trtdeploy.files",
     "trtdeploy.tensors",
     "trtdeploy.statistics",

@@ -23,10 +23,12 @@ from trtdeploy.files import locked
 from trtdeploy.plan import TacticFacts
 from trtdeploy.runtimes.onnxruntime.building import builder
 from trtdeploy.timing_cache import CacheMode, TimingCache
+from trtdeploy.version import __version__
 
 MERGE_FOR_EVER = """
 import itertools, sys
 from trtdeploy.timing_cache import TimingCache
+from trtdeploy.version import __version__
 cache = TimingCache(sys.argv[1])
 for turn in itertools.count():
     cache.merge({f"{turn % 50}" + "x" * 2000: 1.0 + turn})
@@ -153,7 +155,10 @@ def test_one_missing_timing_means_that_all_are_measured_side_by_side(source: Pat
     assert 1234.5 not in tactic.milliseconds.values()
 
 
-WRITTEN = b'{\n "format": 1,\n "milliseconds": {\n  "one": 1.0,\n  "two": 2.0\n }\n}'
+WRITTEN = (
+    b'{\n "format": 1,\n "milliseconds": {\n  "one": 1.0,\n  "two": 2.0\n },\n'
+    b' "minor": 1,\n "written_by": "%s"\n}' % __version__.encode()
+)
 
 
 def test_that_is_how_a_cache_begins(tmp_path: Path) -> None:
@@ -195,7 +200,7 @@ def test_a_damaged_timing_cache_is_set_aside_with_a_warning(
         b"{",
         b"null",
         b"[]",
-        b'{"format": 2, "milliseconds": {}}',
+        b'{"format": 0, "milliseconds": {}}',
         b'{"milliseconds": {"a": 1}, "more": 1}',
         b'{"milliseconds": {"a": "fast"}}',
         b'{"milliseconds": {"a": NaN}}',

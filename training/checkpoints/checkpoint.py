@@ -10,10 +10,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
@@ -31,7 +31,8 @@ from training.quantization import (
 from trtdeploy.calibration import Method
 from trtdeploy.data import Dataset
 from trtdeploy.data.preprocessing import Preprocessing
-from trtdeploy.errors import CheckpointError
+from trtdeploy.errors import CheckpointError, TrtDeployError
+from trtdeploy.file_format import FileFormat
 from trtdeploy.files import atomic_write, sha256_file
 from trtdeploy.version import __version__
 
@@ -127,7 +128,7 @@ class CalibrationFacts(_Facts):
     bias_correction: BiasCorrectionFacts | None = None
 
 
-class CheckpointFacts(_Facts):
+class CheckpointFacts(FileFormat):
     """What a checkpoint says about itself.
 
     Attributes:
@@ -141,7 +142,12 @@ class CheckpointFacts(_Facts):
         version: Of trtdeploy, when it was written.
     """
 
+    TITLE: ClassVar[str] = "a checkpoint"
+    ERROR: ClassVar[type[TrtDeployError]] = CheckpointError
+    EXACT: ClassVar[tuple[str, ...]] = ("preprocessing", "quantization")
+
     format: Literal[1] = 1
+    minor: int = Field(default=1, ge=0)
     kind: Kind
     model: str
     labels: tuple[str, ...]
@@ -333,7 +339,7 @@ def _facts_from_options(
 
 def _parse_facts(path: Path, text: str) -> CheckpointFacts:
     try:
-        return CheckpointFacts.model_validate_json(text)
+        return CheckpointFacts.read(text, path)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -50,7 +50,7 @@ def cache_facts(path: Path) -> CacheFacts:
     """
     content, sidecar = _read(path)
     written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
-    timings = parse_measured(content)
+    timings = parse_measured(path, content)
     vouched = sidecar is not None and sidecar.vouches_for(content)
     if timings is not None and not vouched:
         parts = [key.split("|") for key in timings]
@@ -102,7 +102,7 @@ def merge_caches(paths: Sequence[Path], output: Path) -> CacheFacts:
     for path in inputs:
         unique.setdefault(path.resolve(), path)
     pairs = {path: _read(path) for path in unique.values()}
-    timings = {path: parse_measured(content) for path, (content, _) in pairs.items()}
+    timings = {path: parse_measured(path, content) for path, (content, _) in pairs.items()}
     if all(timing is not None for timing in timings.values()):
         merged: dict[str, float] = {}
         for timing in timings.values():

@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_jsonable_python
 
-from trtdeploy.errors import LedgerError, invalid_fields
+from trtdeploy.errors import LedgerError, TrtDeployError, invalid_fields
+from trtdeploy.file_format import FileFormat
 from trtdeploy.files import atomic_write, locked, sha256_bytes
 from trtdeploy.ledger.outputs import Divergence, StageOutputs
 from trtdeploy.statistics import Interval, PairedDifference
+from trtdeploy.version import __version__
 
 Stage = Literal["float", "ptq", "qat", "onnx", "plan", "served"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -60,10 +62,15 @@ class StageRecord(BaseModel):
     recorded_at: str
 
 
-class _LedgerFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+class _LedgerFile(FileFormat):
+    model_config = ConfigDict(frozen=False)
+
+    TITLE: ClassVar[str] = "a ledger"
+    ERROR: ClassVar[type[TrtDeployError]] = LedgerError
 
     format: Literal[1] = 1
+    minor: int = Field(default=1, ge=0)
+    written_by: str = __version__
     dataset: dict[str, Any]
     stages: dict[Stage, StageRecord]
 
@@ -204,7 +211,7 @@ class Ledger:
 
     def _read(self) -> _LedgerFile:
         try:
-            return _LedgerFile.model_validate_json(self.path.read_text(encoding="utf-8"))
+            return _LedgerFile.read(self.path.read_text(encoding="utf-8"), self.path)
         except OSError as error:
             raise LedgerError(f"There is no readable ledger at {self.path}: {error}.") from error
         except (ValidationError, UnicodeDecodeError) as error:

@@ -77,7 +77,7 @@ class BlobCache:
 
     def vouches_for(self, blob: bytes) -> bool:
         """Say whether a sidecar lies here that knows these bytes, and names this version and kind of device."""
-        sidecar = parse_sidecar(read_sidecar_bytes(self.path))
+        sidecar = parse_sidecar(self.path, read_sidecar_bytes(self.path))
         return (
             sidecar is not None and sidecar.vouches_for(blob) and not sidecar.fingerprint.differences(self.fingerprint)
         )
@@ -121,10 +121,10 @@ class BlobCache:
     def _refuse_foreign(self, validate: Validate) -> None:
         """Refuse a file, or one at the sidecar's place, that neither trtdeploy has written nor the runtime takes."""
         beside = read_sidecar_bytes(self.path)
-        if beside is not None and not is_sidecar(beside):
+        if beside is not None and not is_sidecar(self.path, beside):
             raise self._store.refusal(f"its sidecar would replace {self._sidecar_path}, which is something else")
         blob, _ = read_pair(self.path)
-        if blob and beside is None and parse_measured(blob) is None:
+        if blob and beside is None and parse_measured(self.path, blob) is None:
             try:
                 validate(blob)
             except TimingCacheError as error:
@@ -144,7 +144,7 @@ class BlobCache:
         if sidecar is not None and (differences := sidecar.fingerprint.differences(self.fingerprint)):
             self._set_aside("foreign", f"it belongs to another machine or version: {differences}")
             return b"", None
-        if sidecar is None and parse_measured(blob) is not None:
+        if sidecar is None and parse_measured(self.path, blob) is not None:
             self._store.set_aside("foreign", "it holds tactics that were measured with ONNX Runtime")
             return b"", None
         try:
@@ -157,7 +157,7 @@ class BlobCache:
         return blob, sidecar
 
     def _set_aside(self, kind: AsideKind, reason: str) -> None:
-        if self._store.writable and not is_sidecar(read_sidecar_bytes(self.path)):
+        if self._store.writable and not is_sidecar(self.path, read_sidecar_bytes(self.path)):
             raise self._store.refusal(reason)
         self._store.set_aside(kind, reason, sidecar=self._sidecar_path)
 
@@ -171,7 +171,7 @@ class BlobCache:
             updated_at=datetime.now(timezone.utc).replace(microsecond=0),
         )
         before = read_sidecar_bytes(self.path)
-        if before is not None and parse_sidecar(before) is None:
+        if before is not None and parse_sidecar(self.path, before) is None:
             self._store.clear_sidecar_place()
             before = None
         try:

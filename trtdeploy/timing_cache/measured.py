@@ -5,37 +5,47 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from trtdeploy.errors import TimingCacheError
+from trtdeploy.errors import TimingCacheError, TrtDeployError
+from trtdeploy.file_format import FileFormat
 from trtdeploy.files import atomic_write
 from trtdeploy.timing_cache.sidecar import read_pair, sidecar_path
 from trtdeploy.timing_cache.store import CacheMode, CacheStore, logger, place
+from trtdeploy.version import __version__
 
 
-class MeasuredTimings(BaseModel):
+class MeasuredTimings(FileFormat):
     """The file's content.
 
     Attributes:
         milliseconds: Median by key.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    TITLE: ClassVar[str] = "a timing cache"
+    ERROR: ClassVar[type[TrtDeployError]] = TimingCacheError
+    OTHERWISE: ClassVar[str] = " Or use another file, which need not exist yet."
 
     format: Literal[1] = 1
     milliseconds: dict[str, Annotated[float, Field(gt=0)]]
+    minor: int = Field(default=1, ge=0)
+    written_by: str = __version__
 
 
 _BEGINNING = MeasuredTimings(milliseconds={}).model_dump_json(indent=1).partition("{}")[0].encode() + b"{"
 """Of every file that this module writes: what begins so and cannot be read is a damaged one."""
 
 
-def parse_measured(content: bytes) -> dict[str, float] | None:
-    """Return the timings of a file; None if it holds none."""
+def parse_measured(path: Path, content: bytes) -> dict[str, float] | None:
+    """Return the timings of a file's content; None if it holds none.
+
+    Raises:
+        TimingCacheError: A newer trtdeploy wrote it, in a format that this one does not read.
+    """
     try:
-        return MeasuredTimings.model_validate_json(content).milliseconds
+        return MeasuredTimings.read(content, path).milliseconds
     except ValidationError:
         return None
 
@@ -86,7 +96,7 @@ class TimingCache:
     def _refuse_foreign(self) -> bytes | None:
         """Return the content; refuse what is neither empty, nor timings, nor a cache of trtdeploy that is damaged."""
         content = self._store.read()
-        if content and parse_measured(content) is None and not content.startswith(_BEGINNING):
+        if content and parse_measured(self.path, content) is None and not content.startswith(_BEGINNING):
             blob, sidecar = read_pair(self.path)
             if blob is None or sidecar is None or not sidecar.vouches_for(blob):
                 raise self._store.refusal("it is not a timing cache of ONNX Runtime")
@@ -101,7 +111,7 @@ class TimingCache:
         if not content and self._store.writable:
             return {}  # as mktemp leaves it: nothing is lost
         try:
-            return MeasuredTimings.model_validate_json(content).milliseconds
+            return MeasuredTimings.read(content, self.path).milliseconds
         except ValidationError as error:
             blob, sidecar = read_pair(self.path)
             if blob is not None and sidecar is not None and sidecar.vouches_for(blob):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from trtdeploy.errors import TimingCacheError
+from trtdeploy.errors import TimingCacheError, TrtDeployError
+from trtdeploy.file_format import FileFormat
 from trtdeploy.files import sha256_bytes
+from trtdeploy.version import __version__
 
 _MAX_READS = 50
 _BEGINNING = b'{\n "format": 1,\n "fingerprint": {'
@@ -54,7 +56,7 @@ class Fingerprint(BaseModel):
         return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)) + f".{suffix}"
 
 
-class Sidecar(BaseModel):
+class Sidecar(FileFormat):
     """What lies beside a blob.
 
     It is replaced before the blob, and names the digests of the blob that comes and of the blob that was there: it is
@@ -69,7 +71,9 @@ class Sidecar(BaseModel):
         updated_at: When it was last written, UTC.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    TITLE: ClassVar[str] = "the sidecar of a timing cache"
+    ERROR: ClassVar[type[TrtDeployError]] = TimingCacheError
+    OTHERWISE: ClassVar[str] = " Or use another file, which need not exist yet."
 
     format: Literal[1] = 1
     fingerprint: Fingerprint
@@ -78,6 +82,8 @@ class Sidecar(BaseModel):
     nbytes: int = Field(ge=0)
     entries: int = Field(ge=0)
     updated_at: AwareDatetime
+    minor: int = Field(default=1, ge=0)
+    written_by: str = __version__
 
     def vouches_for(self, blob: bytes) -> bool:
         """Say whether these are the bytes that it lies beside; if not, the fingerprint says nothing about them."""
@@ -89,19 +95,27 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def parse_sidecar(content: bytes | None) -> Sidecar | None:
-    """Return what a file says as a sidecar; None if it is none."""
+def parse_sidecar(path: Path, content: bytes | None) -> Sidecar | None:
+    """Return what the file at the sidecar's place of a cache says; None if it is no sidecar.
+
+    Raises:
+        TimingCacheError: A newer trtdeploy wrote it, in a format that this one does not read.
+    """
     if content is None:
         return None
     try:
-        return Sidecar.model_validate_json(content)
+        return Sidecar.read(content, sidecar_path(path))
     except ValidationError:
         return None
 
 
-def is_sidecar(content: bytes | None) -> bool:
-    """Say whether a file is a sidecar, damaged ones included."""
-    return content is not None and (content.startswith(_BEGINNING) or parse_sidecar(content) is not None)
+def is_sidecar(path: Path, content: bytes | None) -> bool:
+    """Say whether the file at the sidecar's place of a cache is a sidecar, damaged ones included.
+
+    Raises:
+        TimingCacheError: A newer trtdeploy wrote it, in a format that this one does not read.
+    """
+    return content is not None and (content.startswith(_BEGINNING) or parse_sidecar(path, content) is not None)
 
 
 def read_sidecar_bytes(path: Path) -> bytes | None:
@@ -116,7 +130,7 @@ def read_pair(path: Path) -> tuple[bytes | None, Sidecar | None]:
     """Return a blob and its sidecar as they were at one moment, with or without the lock; None for what is missing.
 
     Raises:
-        TimingCacheError: They are replaced faster than they can be read.
+        TimingCacheError: They are replaced faster than they can be read, or the sidecar is of a newer format.
         OSError: They cannot be read.
     """
     before = read_sidecar_bytes(path)
@@ -127,6 +141,6 @@ def read_pair(path: Path) -> tuple[bytes | None, Sidecar | None]:
             blob = None
         after = read_sidecar_bytes(path)
         if before == after:
-            return blob, parse_sidecar(after)
+            return blob, parse_sidecar(path, after)
         before = after
     raise TimingCacheError(f"{path} changed each of the {_MAX_READS} times that it was read.", hint="Try again.")

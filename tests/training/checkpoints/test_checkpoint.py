@@ -157,8 +157,8 @@ def test_a_torch_file_without_a_state_dict_is_refused(tmp_path, digits, content)
         load_foreign(path, digits)
 
 
-@pytest.mark.parametrize("text", ["{}", "not json", facts().model_dump_json()[:-1] + ', "surprise": 1}'])
-def test_facts_of_another_version_are_refused(tmp_path, text):
+@pytest.mark.parametrize("text", ["{}", "not json", facts().model_dump_json()[:-1] + ', "surprise": 1, "dev": 1}'])
+def test_damaged_facts_are_refused(tmp_path, text):
     path = tmp_path / "c.safetensors"
     save_file(tiny(3).state_dict(), path, metadata={METADATA_KEY: text})
     with pytest.raises(CheckpointError, match="facts that this version"):

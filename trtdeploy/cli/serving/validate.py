@@ -177,7 +177,7 @@ def _read_manifest(path: Path) -> Manifest:
     from trtdeploy.plan import Manifest
 
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.read(path.read_bytes(), path)
     except ValidationError as error:
         raise UsageError(f"{path} is no manifest of a plan: {invalid_fields(error)}.") from error
 

@@ -10,13 +10,15 @@ import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trtdeploy.errors import RepositoryError
+from trtdeploy.errors import RepositoryError, TrtDeployError
+from trtdeploy.file_format import FileFormat
 from trtdeploy.files import atomic_write
 from trtdeploy.plan import Manifest
+from trtdeploy.version import __version__
 
 HISTORY_FILE = "versions.json"
 Step = Literal["package", "publish", "promote", "rollback", "withdraw", "prune", "retune"]
@@ -82,7 +84,7 @@ class Event(_Part):
     answered_by: dict[str, int] | None = None
 
 
-class History(_Part):
+class History(FileFormat):
     """The file.
 
     Attributes:
@@ -91,7 +93,12 @@ class History(_Part):
         config_sha256: Digest of the ``config.pbtxt`` that was written last; another one there means an edit by hand.
     """
 
+    TITLE: ClassVar[str] = "a manifest of versions"
+    ERROR: ClassVar[type[TrtDeployError]] = RepositoryError
+
     format: Literal[1] = 1
+    minor: int = Field(default=1, ge=0)
+    written_by: str = __version__
     versions: dict[str, VersionFacts] = Field(default_factory=dict)
     events: tuple[Event, ...] = ()
     config_sha256: tuple[str, ...] = ()
@@ -125,11 +132,11 @@ def read_history(folder: Path) -> History:
     """Read a model's manifest; an empty one where there is none yet.
 
     Raises:
-        RepositoryError: It is damaged.
+        RepositoryError: It is damaged, or of a newer trtdeploy, in a format that this one does not read.
     """
     path = folder / HISTORY_FILE
     try:
-        return History.model_validate_json(path.read_text(encoding="utf-8"))
+        return History.read(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         return History()
     except (OSError, UnicodeDecodeError, ValidationError) as error:

@@ -8,9 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from trtdeploy.errors import TrtDeployError
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.version import __version__
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _WRITERS = ("written_by", "trtdeploy_version", "version")
 """The keys under which files name the version of trtdeploy that wrote them."""
 
 
-class FileFormat(BaseModel):
+class FileFormat(FrozenModel):
     """A file's content, with the version of its format: ``format``, the major one, and ``minor``.
 
     A minor version adds optional keys; anything else is a new major version. So a file with unknown keys is read
@@ -31,8 +32,6 @@ class FileFormat(BaseModel):
 
     A format declares ``format: Literal[MAJOR]``, ``minor: int`` and, unless another key says it, ``written_by``.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     TITLE: ClassVar[str]
     """The file in words: "a manifest"."""

@@ -14,27 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import PlanCorruptError, PlanIncompatibleError, ShapeError, TrtDeployError, invalid_fields
 from trtdeploy.file_format import FileFormat
 from trtdeploy.files import atomic_write, atomic_writer, sha256_bytes
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.tensors import DYNAMIC, ShapeRange, TensorSpec, ValueRange
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RuntimeFacts(_Part):
+class RuntimeFacts(FrozenModel):
     """The library that built the plan and the only one that may load it."""
 
     name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
     version: str
 
 
-class DeviceFacts(_Part):
+class DeviceFacts(FrozenModel):
     """What the plan was built for.
 
     Attributes:
@@ -48,7 +45,7 @@ class DeviceFacts(_Part):
     capability: str
 
 
-class LayerPrecision(_Part):
+class LayerPrecision(FrozenModel):
     """One layer with constant weights.
 
     Attributes:
@@ -74,7 +71,7 @@ class LayerPrecision(_Part):
         return data
 
 
-class PrecisionFacts(_Part):
+class PrecisionFacts(FrozenModel):
     """What the layers of a network are asked to compute in, what they are shown to run in, and what is not known.
 
     Attributes:
@@ -188,7 +185,7 @@ def _in_words(percent: Mapping[str, float]) -> str:
     return ", ".join(f"{share:.1f}% {kind}" for kind, share in percent.items())
 
 
-class SourceFacts(_Part):
+class SourceFacts(FrozenModel):
     """The ONNX file that the plan was built from."""
 
     file: str
@@ -199,7 +196,7 @@ UNKNOWN = "unknown"
 """Stands in a manifest that was made for a plan without one, for what nobody can tell."""
 
 
-class TacticFacts(_Part):
+class TacticFacts(FrozenModel):
     """The implementation that was chosen and what else was measured.
 
     Attributes:

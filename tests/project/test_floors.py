@@ -18,6 +18,8 @@ FLOORS = [
     "trtdeploy.errors",
     "trtdeploy.module_command",
     "trtdeploy.counting",
+    "trtdeploy.frozen_model",
+    "trtdeploy.yaml_options",
     "trtdeploy.file_format",
     "trtdeploy.files",
     "trtdeploy.tensors",

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
 from training.auto.spending import CONFIDENCE, ErrorShare
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.statistics import Interval, NonInferiority, PairedDifference
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Choice(_Facts):
+class Choice(FrozenModel):
     """One of several variants of a step, compared on the calibration images without their labels.
 
     Attributes:
@@ -25,7 +20,7 @@ class Choice(_Facts):
     seconds: float
 
 
-class Trial(_Facts):
+class Trial(FrozenModel):
     """One candidate that was put to the proof on the dev images.
 
     Attributes:
@@ -52,7 +47,7 @@ class Trial(_Facts):
     variants: tuple[Choice, ...] = ()
 
 
-class Decision(_Facts):
+class Decision(FrozenModel):
     """The whole answer.
 
     Attributes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ from trtdeploy.data.preprocessing import Preprocessing
 from trtdeploy.errors import CheckpointError, TrtDeployError
 from trtdeploy.file_format import FileFormat
 from trtdeploy.files import atomic_write, sha256_file
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -42,11 +43,7 @@ METADATA_KEY = "trtdeploy"
 Kind = Literal["float", "ptq", "qat"]
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DatasetFacts(_Facts):
+class DatasetFacts(FrozenModel):
     """Which images a checkpoint was made with; the fingerprint covers every sample's split."""
 
     name: str
@@ -54,7 +51,7 @@ class DatasetFacts(_Facts):
     split_seed: int
 
 
-class TrainingFacts(_Facts):
+class TrainingFacts(FrozenModel):
     """How the weights were last trained. ``best_epoch`` 0 means that training improved on nothing it started from.
 
     ``ranges`` says what became of the ranges of a quantized network, ``starting_ranges`` whether learning began with
@@ -75,7 +72,7 @@ class TrainingFacts(_Facts):
     teacher_temperature: float | None = None
 
 
-class DevMetrics(_Facts):
+class DevMetrics(FrozenModel):
     """Score on the dev split: top-1 in percent and mean cross-entropy in nats.
 
     Against a teacher, where there were no labels: agreement in percent and mean divergence in nats.
@@ -87,7 +84,7 @@ class DevMetrics(_Facts):
     against: Literal["labels", "teacher"] = "labels"
 
 
-class CalibrationCandidate(_Facts):
+class CalibrationCandidate(FrozenModel):
     """A method that was tried for the ranges of activations, and its score on dev."""
 
     method: Method
@@ -95,7 +92,7 @@ class CalibrationCandidate(_Facts):
     dev: DevMetrics
 
 
-class BiasCorrectionFacts(_Facts):
+class BiasCorrectionFacts(FrozenModel):
     """On how many images how many biases were corrected, which layers have none, and the score on dev before."""
 
     images: int
@@ -104,7 +101,7 @@ class BiasCorrectionFacts(_Facts):
     dev_before: DevMetrics
 
 
-class CalibrationFacts(_Facts):
+class CalibrationFacts(FrozenModel):
     """How the ranges were found, and from which images.
 
     Attributes:

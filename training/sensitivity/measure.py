@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from training.checkpoints.checkpoint import Checkpoint, layers_of
@@ -26,6 +26,7 @@ from training.quantization import FloatLayer, QuantizedLayer, Quantizer, quantiz
 from trtdeploy.data import Dataset
 from trtdeploy.errors import UsageError
 from trtdeploy.files import atomic_write, sha256_bytes
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.ledger import StageOutputs
 from trtdeploy.ledger.evaluation import Progress, map_labels
 from trtdeploy.statistics import Interval, PairedDifference, sqnr_db
@@ -39,11 +40,7 @@ Kind = Literal["layer", "activation"]
 _Key = tuple[Kind, str]
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Effect(_Facts):
+class Effect(FrozenModel):
     """What a network with some quantizers on answers.
 
     Attributes:
@@ -59,7 +56,7 @@ class Effect(_Facts):
     sqnr_db: float | None
 
 
-class LayerSensitivity(_Facts):
+class LayerSensitivity(FrozenModel):
     """One layer.
 
     Attributes:
@@ -81,7 +78,7 @@ class LayerSensitivity(_Facts):
         return self.name if self.kind == "layer" else f"{self.name} (activation)"
 
 
-class Sensitivity(_Facts):
+class Sensitivity(FrozenModel):
     """What ``measure_sensitivity`` found; ``layers`` come worst first, by ``only_quantized.kl``.
 
     ``in_float`` names the layers with weights that are not quantized, so that nothing could be measured.

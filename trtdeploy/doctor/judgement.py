@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trtdeploy.doctor.machine import Driver, Library, Machine, Part
+from trtdeploy.doctor.machine import Driver, Library, Machine
 from trtdeploy.doctor.triton_releases import TENSORRT_OF_RELEASE, numbers
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.runtimes.tensorrt.runtime import RTX_TARGETS as RTX_TARGETS
 from trtdeploy.runtimes.tensorrt.runtime import is_target as is_target
 
@@ -27,7 +28,7 @@ _OLDEST_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}
 _OLDEST_CUDA_PYTHON = (12, 9)
 
 
-class Ability(Part):
+class Ability(FrozenModel):
     """What a runtime can do here; a reason is empty where it can."""
 
     build: bool
@@ -36,7 +37,7 @@ class Ability(Part):
     why_not_run: str = ""
 
 
-class Command(Part):
+class Command(FrozenModel):
     """Whether a command will work here.
 
     Attributes:
@@ -48,7 +49,7 @@ class Command(Part):
     note: str = ""
 
 
-class Problem(Part):
+class Problem(FrozenModel):
     """Something that does not fit.
 
     Attributes:

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from trtdeploy.frozen_model import FrozenModel
 
 
-class Part(BaseModel):
-    """A frozen record."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Library(Part):
+class Library(FrozenModel):
     """A Python library.
 
     Attributes:
@@ -31,7 +25,7 @@ class Library(Part):
     builder_error: str = ""
 
 
-class Gpu(Part):
+class Gpu(FrozenModel):
     """A GPU."""
 
     name: str
@@ -39,7 +33,7 @@ class Gpu(Part):
     memory_bytes: int
 
 
-class Driver(Part):
+class Driver(FrozenModel):
     """The NVIDIA driver and its GPUs.
 
     Attributes:
@@ -59,7 +53,7 @@ class Driver(Part):
     failure: str = ""
 
 
-class Server(Part):
+class Server(FrozenModel):
     """A tritonserver.
 
     Attributes:
@@ -79,7 +73,7 @@ class Server(Part):
     detail: str = ""
 
 
-class CacheFolder(Part):
+class CacheFolder(FrozenModel):
     """Where trtdeploy keeps what it prepares."""
 
     path: str
@@ -87,7 +81,7 @@ class CacheFolder(Part):
     detail: str = ""
 
 
-class Machine(Part):
+class Machine(FrozenModel):
     """Everything that was looked at; the libraries are named as pip names them."""
 
     trtdeploy: str

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtdeploy.doctor.judgement import TITLES, Ability
-from trtdeploy.doctor.machine import Machine, Part
+from trtdeploy.doctor.machine import Machine
 from trtdeploy.doctor.triton_releases import TENSORRT_OF_RELEASE, numbers, releases_for
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.plan import Manifest, read_manifest
 from trtdeploy.runtimes.onnxruntime.cpu import instruction_sets
 from trtdeploy.runtimes.tensorrt.runtime import is_target as is_target
 
 
-class PlanNeeds(Part):
+class PlanNeeds(FrozenModel):
     """The needs of one plan.
 
     Attributes:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trtdeploy.doctor.judgement import Ability, Command, Problem, abilities, commands, problems
-from trtdeploy.doctor.machine import Machine, Part
+from trtdeploy.doctor.machine import Machine
 from trtdeploy.doctor.plan_needs import PlanNeeds, needs_of
+from trtdeploy.frozen_model import FrozenModel
 
 
-class Report(Part):
+class Report(FrozenModel):
     """What was seen and what follows from it."""
 
     machine: Machine

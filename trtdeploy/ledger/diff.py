@@ -7,19 +7,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from trtdeploy.errors import LedgerError, UsageError
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.ledger.ledger import Ledger, Stage
 from trtdeploy.ledger.outputs import StageOutputs
 from trtdeploy.statistics import PairedDifference
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Flip(_Facts):
+class Flip(FrozenModel):
     """A sample that the two sides answer differently; classes are indices of the model's outputs."""
 
     id: str
@@ -28,7 +24,7 @@ class Flip(_Facts):
     answer: int
 
 
-class Comparison(_Facts):
+class Comparison(FrozenModel):
     """One stage against another, or against the same stage of another ledger.
 
     Attributes:
@@ -50,7 +46,7 @@ class Comparison(_Facts):
     flipped: tuple[Flip, ...]
 
 
-class LedgerDiff(_Facts):
+class LedgerDiff(FrozenModel):
     """What ``diff_stages`` and ``diff_ledgers`` found; ``lost_at`` is the first stage with a shown loss, if any."""
 
     threshold: float

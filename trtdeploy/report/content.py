@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from trtdeploy.data.dataset import Dataset
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.ledger import Ledger
 from trtdeploy.plan import Manifest, PrecisionFacts
 from trtdeploy.report.disagreements import Disagreement, worst_disagreements
@@ -21,11 +21,7 @@ from trtdeploy.version import __version__
 _BINS = 40
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class StageRow(_Part):
+class StageRow(FrozenModel):
     """One stage of the ledger; ``change`` is its paired difference of accuracies to the stage before."""
 
     stage: str
@@ -42,21 +38,21 @@ class StageRow(_Part):
         return self.change is not None and self.change.difference.high < 0
 
 
-class Histogram(_Part):
+class Histogram(FrozenModel):
     """How many requests took how long: ``counts[i]`` between ``edges_ms[i]`` and ``edges_ms[i + 1]``."""
 
     edges_ms: tuple[float, ...]
     counts: tuple[int, ...]
 
 
-class TimeShare(_Part):
+class TimeShare(FrozenModel):
     """One part of the mean time of a request."""
 
     name: Literal["client and network", "queue", "input", "infer", "output"]
     milliseconds: float
 
 
-class Report(_Part):
+class Report(FrozenModel):
     """Everything that a report says.
 
     Attributes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trtdeploy.errors import UsageError, invalid_fields
 from trtdeploy.tensors import ShapeRange
+from trtdeploy.yaml_options import read_yaml
 
 RuntimeName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -125,12 +125,9 @@ class BuildConfig(BaseModel):
         Raises:
             UsageError: The file cannot be read, is not YAML, or has unknown or impossible values.
         """
+        content = read_yaml(path, example="isolate: true")
         try:
-            content = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"The build configuration {path} cannot be read: {error}") from error
-        try:
-            return cls.model_validate({} if content is None else content)
+            return cls.model_validate(content)
         except ValidationError as error:
             raise UsageError(f"The build configuration {path} is not valid: {invalid_fields(error)}.") from error
 

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from trtdeploy.data.dataset import Split
 from trtdeploy.data.preprocessing import Preprocessing
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.ledger import StageOutputs
 from trtdeploy.statistics import PairedDifference
 from trtdeploy.validation.spread import change_percent, rows
@@ -35,11 +35,7 @@ class Consistency:
     versions: tuple[VersionComparison, ...]
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class InstanceConsistency(_Facts):
+class InstanceConsistency(FrozenModel):
     """What came of sending one request again and again, so that every instance answers it.
 
     Attributes:
@@ -57,7 +53,7 @@ class InstanceConsistency(_Facts):
     largest: float
 
 
-class VersionComparison(_Facts):
+class VersionComparison(FrozenModel):
     """The answers of the version that is validated against those of another one, sample by sample.
 
     Attributes:

@@ -6,12 +6,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trtdeploy.errors import UsageError
 from trtdeploy.plan import Manifest
 from trtdeploy.triton.config import DEFAULT_MAX_BATCH_SIZE, PackageOptions
+from trtdeploy.yaml_options import read_yaml
 
 _MOST_LOADS = 500
 _GPU_INSTANCES = (1, 2)
@@ -119,14 +119,9 @@ def read_space(path: str | Path, default: SweepSpace) -> SweepSpace:
         UsageError: The file cannot be read, holds an unknown key or an impossible value, or too many combinations.
     """
     source = Path(path)
+    content = read_yaml(source, what="lists of values", example="instances: [1, 2]")
     try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{source} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{source} holds no lists of values; expected for example: instances: [1, 2]")
-    try:
-        space = SweepSpace.model_validate({**default.model_dump(), **{str(key): content[key] for key in content}})
+        space = SweepSpace.model_validate({**default.model_dump(), **content})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "space"

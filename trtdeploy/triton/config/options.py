@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from trtdeploy.errors import UsageError
+from trtdeploy.frozen_model import FrozenModel
+from trtdeploy.yaml_options import read_yaml
 
 CONTEXTS_KEY = "trtdeploy.contexts"
 DEFAULT_MAX_BATCH_SIZE = 32
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class QueuePolicy(_Part):
+class QueuePolicy(FrozenModel):
     """What happens to requests that wait.
 
     Attributes:
@@ -41,7 +38,7 @@ class QueuePolicy(_Part):
         return self
 
 
-class Priorities(_Part):
+class Priorities(FrozenModel):
     """Levels of priority; 1 is the highest.
 
     Attributes:
@@ -62,7 +59,7 @@ class Priorities(_Part):
         return self
 
 
-class GraphSpec(_Part):
+class GraphSpec(FrozenModel):
     """Shapes for which TensorRT's backend captures a CUDA graph at load.
 
     Attributes:
@@ -83,7 +80,7 @@ class GraphSpec(_Part):
         return self
 
 
-class Resource(_Part):
+class Resource(FrozenModel):
     """A resource that an execution takes; the server's rate limiter counts them."""
 
     name: str = Field(min_length=1)
@@ -91,14 +88,14 @@ class Resource(_Part):
     shared: bool = False  # "global" in Triton: one count for all devices
 
 
-class RateLimiter(_Part):
+class RateLimiter(FrozenModel):
     """How instances compete, on a server that runs with ``--rate-limit=execution_count``."""
 
     resources: tuple[Resource, ...] = ()
     priority: int = Field(default=0, ge=0, lt=2**32)
 
 
-class VersionPolicy(_Part):
+class VersionPolicy(FrozenModel):
     """Which versions are served; exactly one of the three."""
 
     latest: int | None = Field(default=None, ge=1, lt=2**32)
@@ -112,7 +109,7 @@ class VersionPolicy(_Part):
         return self
 
 
-class Warmup(_Part):
+class Warmup(FrozenModel):
     """Requests that every instance answers before the model is ready.
 
     Attributes:
@@ -126,7 +123,7 @@ class Warmup(_Part):
     count: int = Field(default=1, ge=1, lt=2**32)
 
 
-class PackageOptions(_Part):
+class PackageOptions(FrozenModel):
     """How a plan shall be served; unknown keys are refused.
 
     Attributes:
@@ -174,15 +171,7 @@ def read_options(path: str | Path, **overrides: object) -> PackageOptions:
         UsageError: The file cannot be read, is not YAML, or holds an unknown key or an impossible value.
     """
     source = Path(path)
-    try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{source} cannot be read as YAML: {error}") from error
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise UsageError(f"{source} holds a {type(content).__name__}; expected options, one a line: instances: 2")
-    given = {str(key): value for key, value in content.items()}
+    given = read_yaml(source, example="instances: 2")
     given |= {key: value for key, value in overrides.items() if value is not None}
     try:
         options = PackageOptions.model_validate(given)

@@ -12,11 +12,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from trtdeploy.errors import RepositoryError, TrtDeployError
 from trtdeploy.file_format import FileFormat
 from trtdeploy.files import atomic_write
+from trtdeploy.frozen_model import FrozenModel
 from trtdeploy.plan import Manifest
 from trtdeploy.version import __version__
 
@@ -25,11 +26,7 @@ Step = Literal["package", "publish", "promote", "rollback", "withdraw", "prune",
 """What happens to versions. "withdraw" takes a promotion or rollback back that has failed on the server."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class VersionFacts(_Part):
+class VersionFacts(FrozenModel):
     """One version.
 
     Attributes:
@@ -65,7 +62,7 @@ class VersionFacts(_Part):
         )
 
 
-class Event(_Part):
+class Event(FrozenModel):
     """One step.
 
     Attributes:

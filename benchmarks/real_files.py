@@ -1,4 +1,4 @@
-"""lint, quantize, build and inspect on ONNX files that nobody made for us: those that wheels of the registry ship.
+"""lint, quantize, build and inspect on ONNX files that were not made for trtdeploy: those that wheels ship.
 
     pip download --no-deps --dest wheels rapidocr-onnxruntime silero-vad magika
     for wheel in wheels/*.whl; do unzip -q -o "$wheel" -d wheels; done

@@ -68,7 +68,7 @@ _OF_A_CLASSIFIER = Names((INPUT_NAME,), (OUTPUT_NAME,), {INPUT_NAME: {0: BATCH_A
 
 @dataclass(frozen=True)
 class Exported:
-    """What ``export`` wrote.
+    """Facts about the file that ``export`` wrote.
 
     Attributes:
         layers: Which layers with weights are in INT8, and why the others are not.
@@ -228,7 +228,7 @@ def _as_exported(network: nn.Module) -> Iterator[None]:
     device = device_of(network)
     following = [layer for layer in quantized_layers(network) if layer.follows]
     refresh_ranges(network)
-    give_room(network)  # training has moved the biases, or another tool has chosen the ranges
+    give_room(network)  # refuses one range for a weight that its bias would make too wide; training has moved both
     learning = {quantizer: quantizer.learned_range for _, quantizer in quantizers(network)}
     for quantizer in learning:
         quantizer.learned_range = None

@@ -1,4 +1,4 @@
-"""Whether an exported model computes what the network computes: both run on the same inputs."""
+"""Parity of an exported model with its network: both run on the same inputs."""
 
 from __future__ import annotations
 

@@ -36,11 +36,11 @@ class FileFormat(FrozenModel):
     TITLE: ClassVar[str]
     """The file in words: "a manifest"."""
     ERROR: ClassVar[type[TrtDeployError]]
-    """What a file of a newer major version raises."""
+    """The error that a file of a newer major version raises."""
     EXACT: ClassVar[tuple[str, ...]] = ()
     """Keys whose parts say what is computed: nothing in them is ignored, so a new key there is a new major version."""
     OTHERWISE: ClassVar[str] = ""
-    """What else helps against a file of a newer major version."""
+    """A further hint for a file of a newer major version."""
 
     @classmethod
     def current(cls) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What the values of a model's inputs mean, as far as its graph says: rows of a table, a mask, a branch, a shape."""
+"""Meaning of the values of a model's inputs, as far as its graph shows: rows of a table, a mask, a branch, a shape."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class DevScore:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What ``quantize`` wrote.
+    """Facts about the file that ``quantize`` wrote.
 
     Attributes:
         path: The file.

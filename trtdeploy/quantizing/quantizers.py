@@ -26,7 +26,7 @@ from trtdeploy.quantizing.options import PtqOptions
 
 
 class Quantizers:
-    """What of a model is quantized; the scales of its weights, and of its activations once they were observed.
+    """The quantized inputs of a model: the scales of its weights, and of its activations once they were observed.
 
     Args:
         model: A float model.

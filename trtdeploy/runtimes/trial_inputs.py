@@ -33,7 +33,7 @@ class RealInputs:
 
 @dataclass(frozen=True)
 class TrialInputs:
-    """What a model is checked and measured on.
+    """Inputs on which a model is checked and measured.
 
     Attributes:
         arrays: Every input, by name.

@@ -1,4 +1,4 @@
-"""What an x86 processor says of itself.
+"""Features and name of an x86 processor, by its own CPUID.
 
 The instruction CPUID is the only source that is true for a process under an emulator, where /proc/cpuinfo is still that
 of the host. Python has no way to execute it, so a page with a few bytes of machine code is made, called and given back.

@@ -1,4 +1,4 @@
-"""What an ONNX graph says, computed: the only way in which numbers are judged here.
+"""The witness, which computes an ONNX graph as written: numbers are judged by nothing else here.
 
 A runtime may fuse Q/DQ into integer kernels, which on some processors saturate (x86 without VNNI adds pairs of products
 in 16 bits), and then a file seems to compute what it does not. So a witness runs every operator of the file by itself,

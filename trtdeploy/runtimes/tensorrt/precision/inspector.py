@@ -1,4 +1,4 @@
-"""What the engine inspector shows of the layers of a plan: the type that each computes in, or that it hides it.
+"""Evidence of the engine inspector on the layers of a plan: the type that each computes in, or that it hides it.
 
 The JSON has no such field; what tells it differs by layer. Convolutions of TensorRT's own libraries have ``Weights``
 with a type and a kernel (``TacticName``) whose name spells both factors; those of fused regions (Myelin) have

@@ -1,4 +1,4 @@
-"""What a plan shows of itself, without a GPU: the kernels that it lists, by name, with the types that they read.
+"""Evidence in a plan itself, without a GPU: the kernels that it lists, by name, with the types that they read.
 
 A plan holds the programs of its fused regions as text, and TensorRT-RTX compiles a network into such regions alone:
 

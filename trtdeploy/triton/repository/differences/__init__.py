@@ -1,1 +1,1 @@
-"""What differs between a plan, what is deployed of it, and what a server serves."""
+"""Differences between a plan, its deployed version and what a server serves."""
